@@ -1,0 +1,119 @@
+"""Which workload a request is for: by its route, and by the model or template that its body names.
+
+Both doors decide with this one table, so whatever the gateway serves a job can ask for. Pure.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cotenant.config.model import Kind, Platform
+from cotenant.errors import UnknownWorkload
+
+
+@dataclass(frozen=True)
+class Route:
+    """A POST route that both doors serve, the kind of workload behind it, and whether it may stream."""
+
+    url: str
+    kind: Kind
+    streams: bool = False
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("/v1/chat/completions", "llm", streams=True),
+    Route("/v1/completions", "llm", streams=True),
+    Route("/v1/mockups", "mockup"),
+)
+BY_URL: Mapping[str, Route] = {route.url: route for route in ROUTES}
+
+
+@dataclass(frozen=True)
+class Served:
+    """One workload as the doors know it. `models` are the names a request may ask for, the public one first."""
+
+    name: str
+    kind: Kind
+    models: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    slots: int = 1
+    queue: int = 256
+    deadline_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class Directory:
+    """Everything served, and the answer to "who takes this request?"."""
+
+    workloads: tuple[Served, ...]
+
+    @classmethod
+    def of(cls, platform: Platform) -> Directory:
+        """The directory of a platform's workloads."""
+        return cls(
+            tuple(
+                Served(
+                    name=name,
+                    kind=workload.kind,
+                    models=(*workload.models, name) if workload.kind == "llm" else (),
+                    templates=tuple(template_name(t) for t in workload.mockup.templates) if workload.mockup else (),
+                    slots=workload.slots,
+                    queue=workload.queue,
+                    deadline_s=workload.deadline_s,
+                )
+                for name, workload in platform.workloads.items()
+            )
+        )
+
+    def named(self, name: str) -> Served:
+        """The workload called `name`. Raises UnknownWorkload."""
+        for served in self.workloads:
+            if served.name == name:
+                return served
+        raise UnknownWorkload(f"no workload {name!r}; {_choices(name, (served.name for served in self.workloads))}")
+
+    def of_kind(self, kind: Kind) -> tuple[Served, ...]:
+        return tuple(served for served in self.workloads if served.kind == kind)
+
+    def route(self, url: str, body: Mapping[str, Any]) -> Served:
+        """The workload for a POST of `body` to `url`.
+
+        Raises:
+            UnknownWorkload: no such route, or nobody serves the model or template that the body names.
+        """
+        route = BY_URL.get(url)
+        if route is None:
+            raise UnknownWorkload(f"no route POST {url}; {_choices(url, BY_URL)}")
+        candidates = self.of_kind(route.kind)
+        if not candidates:
+            raise UnknownWorkload(f"this platform has no {route.kind} workload, so it does not serve {url}")
+        if route.kind == "llm":
+            wanted = body.get("model")
+            return _pick(wanted, candidates, "model", {s.name: s.models for s in candidates})
+        template = body.get("template")
+        return _pick(template, candidates, "template", {s.name: s.templates for s in candidates})
+
+
+def template_name(template: str) -> str:
+    """What requests call a template: the file's stem for a path, otherwise the name itself."""
+    return template.rsplit("/", 1)[-1].removesuffix(".glb")
+
+
+def _pick(wanted: Any, candidates: Iterable[Served], what: str, names: Mapping[str, tuple[str, ...]]) -> Served:
+    if not isinstance(wanted, str) or not wanted:
+        have = ", ".join(name for group in names.values() for name in group[:1] or group)
+        raise UnknownWorkload(f"the body needs {what}, a string; here are {have}")
+    for served in candidates:
+        if wanted in names[served.name]:
+            return served
+    everyone = [name for group in names.values() for name in group]
+    raise UnknownWorkload(f"the {what} {wanted!r} does not exist; {_choices(wanted, everyone)}")
+
+
+def _choices(wanted: str, known: Iterable[str]) -> str:
+    known = list(dict.fromkeys(known))
+    near = difflib.get_close_matches(wanted, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"here are {', '.join(known)}"

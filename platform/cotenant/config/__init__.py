@@ -1,0 +1,36 @@
+"""The platform file: typed models, strict loading, JSON schema. Pure."""
+
+from cotenant.config.load import DEFAULT_ENVIRONMENT, DEFAULT_FILE, environments, load_platform
+from cotenant.config.model import (
+    Gateway,
+    Gke,
+    GpuBudget,
+    Jobs,
+    Kind,
+    LlmSpec,
+    MockupSpec,
+    Nodes,
+    Platform,
+    Pool,
+    Replicas,
+    Workload,
+)
+
+__all__ = [
+    "DEFAULT_ENVIRONMENT",
+    "DEFAULT_FILE",
+    "Gateway",
+    "Gke",
+    "GpuBudget",
+    "Jobs",
+    "Kind",
+    "LlmSpec",
+    "MockupSpec",
+    "Nodes",
+    "Platform",
+    "Pool",
+    "Replicas",
+    "Workload",
+    "environments",
+    "load_platform",
+]

@@ -1,0 +1,128 @@
+"""Every error that cotenant raises on purpose, in one tree.
+
+    CotenantError
+    ├── ConfigError            the platform file is wrong: the user's to mend (exit code 2)
+    ├── PlanError              the platform does not fit its pools (exit code 2)
+    ├── EnvironmentFault       this machine lacks something: Ray, Java, a port, a token (exit code 1)
+    ├── DeployFailed           Serve took the config and could not run it (exit code 1)
+    ├── JobsFileError          a file of jobs is wrong: nothing of it was published (exit code 2)
+    ├── JobError               a job can't be taken further
+    │   ├── MalformedJob       the message is not a job, and never will be
+    │   ├── IdentityConflict   another job already has this tenant, batch and custom_id
+    │   ├── SourceUnavailable  Pub/Sub did not answer: nothing is lost, try again
+    │   └── StoreUnavailable   the result store did not answer: nothing is lost, try again
+    └── CallError              a call to a workload ended without a reply
+        ├── UnknownWorkload    no workload serves this route, model or template
+        ├── Overloaded         its queue is full: come back after `retry_after_s`
+        ├── DeadlineExceeded   the caller's deadline passed; the work was cancelled
+        ├── ReplicaDied        the replica died with the call: safe to repeat, it left no result
+        └── WorkloadUnavailable  no replica is ready, or the engine broke in a way of its own
+
+Messages follow one pattern: *need, have, next step*. A foreign exception (Ray's, NVML's, Google's) is
+translated into one of these at the edge that met it, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class CotenantError(Exception):
+    """Base of all errors raised on purpose; its text is fit to be shown to a user as it is."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with the platform file: where it is (1-based line) and what to do about it."""
+
+    file: str
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}"
+
+
+class ConfigError(CotenantError):
+    """The platform file is wrong. Holds every problem found, not only the first."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class PlanError(CotenantError):
+    """A workload fits no GPU, or the minimum does not fit the pool's nodes."""
+
+    exit_code = 2
+
+
+class EnvironmentFault(CotenantError):
+    """This machine lacks something that the command needs."""
+
+
+class DeployFailed(CotenantError):
+    """Serve accepted the config and could not run it; what ran before goes on serving."""
+
+
+class JobsFileError(CotenantError):
+    """A file of jobs is wrong. Holds every problem found; nothing of the file was published."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class JobError(CotenantError):
+    """A job can't be taken further."""
+
+
+class MalformedJob(JobError):
+    """The message is not a job, and no repetition makes it one."""
+
+
+class IdentityConflict(JobError):
+    """Another job, with another body, already has this tenant, batch and custom_id."""
+
+
+class SourceUnavailable(JobError):
+    """Pub/Sub did not answer. Nothing is lost; the call may be repeated."""
+
+
+class StoreUnavailable(JobError):
+    """The result store did not answer. Nothing is lost; the call may be repeated."""
+
+
+class CallError(CotenantError):
+    """A call to a workload ended without a reply."""
+
+
+class UnknownWorkload(CallError):
+    """No workload serves this route, model or template."""
+
+
+class Overloaded(CallError):
+    """The workload's queue is full. `retry_after_s` is when to come back."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(CallError):
+    """The caller's deadline passed before the reply; the work was cancelled."""
+
+
+class ReplicaDied(CallError):
+    """The replica died with the call in it. It left no result, so the call may be repeated."""
+
+
+class WorkloadUnavailable(CallError):
+    """No replica is ready to take the call, or the engine failed in a way that is not the caller's."""
