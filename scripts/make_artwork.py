@@ -30,7 +30,8 @@ def draw(size_px: int = SIZE_PX) -> Image.Image:
         top = horizon + side * (0.03 + 0.075 * row)
         crest = side * 0.022
         points = [
-            (x, top + crest * math.sin(2 * math.pi * (x / side * 5 + row * 0.35))) for x in range(0, side + 1, side // 96)
+            (x, top + crest * math.sin(2 * math.pi * (x / side * 5 + row * 0.35)))
+            for x in range(0, side + 1, side // 96)
         ]
         pen.polygon([*points, (side, side), (0, side)], fill=colour)
     font = ImageFont.load_default(side * 0.115)

@@ -16,6 +16,7 @@ The same numbers always give the same bytes: coordinates are rounded to a microm
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import struct
@@ -93,7 +94,8 @@ def revolve(profile: Array, normals: Array, angles: Array) -> Part:
 
     def turn(pairs: Array) -> Array:
         flat_rows = np.ones((len(pairs), len(angles)))
-        return np.stack([np.outer(pairs[:, 0], sin), flat_rows * pairs[:, 1:], np.outer(pairs[:, 0], cos)], axis=2)
+        columns = [np.outer(pairs[:, 0], sin), flat_rows * pairs[:, 1:], np.outer(pairs[:, 0], cos)]
+        return np.asarray(np.stack(columns, axis=2))
 
     return grid(turn(profile), turn(normals))
 
@@ -108,15 +110,17 @@ def profile_normals(profile: Array) -> Array:
 def mug() -> Template:
     """An 11 oz mug: 82 mm across, 95 mm tall, the print in front, the handle to the right."""
     radius, wall, height = 0.041, 0.0036, 0.095
-    low, high, half_angle = 0.0125, 0.0865, math.radians(70)
+    low, high = 0.0125, 0.0865
+    # The print is turned a little towards the camera, which stands to the right to show the handle.
+    left, right = math.radians(-57), math.radians(75)
     lip = wall / 2
     outside = np.vstack([[(0.0, 0.0015), (0.028, 0.0015), (0.030, 0.0)], arc((0.0325, 0.0085), 0.0085, -90, 0, 8)])
     rim = arc((radius - lip, height - lip), lip, 0, 180, 10)
     inside = np.vstack([arc((radius - wall - 0.012, 0.018), 0.012, 0, -90, 10), [(0.0, 0.006)]])
 
     # The print's rows and columns are lines of the body's own grid, so that the print can be cut out of it.
-    front = np.linspace(-half_angle, half_angle, 57)
-    back = np.linspace(half_angle, 2 * math.pi - half_angle, 73)
+    front = np.linspace(left, right, 57)
+    back = np.linspace(right, 2 * math.pi + left, 73)
     around = np.concatenate([front, back[1:]])
 
     def band(bottom: float, top: float, angles: Array) -> Part:
@@ -133,14 +137,14 @@ def mug() -> Template:
             np.array([(radius - wall, height - lip), (radius - wall, 0.018)]), np.array([(-1.0, 0), (-1, 0)]), around
         ),
         revolve(inside, profile_normals(inside), around),
-        handle(math.radians(97), 0.0395),
+        handle(math.radians(102), 0.0395),
     ]
     body = parts[0]
     for part in parts[1:]:
         body = body.joined(part)
 
     printed = band(low, high, front)
-    u = (front + half_angle) / (2 * half_angle)
+    u = (front - left) / (right - left)
     printed.uvs = np.stack([np.tile(u, (2, 1)), np.repeat([[1.0], [0.0]], len(front), axis=1)], axis=2).reshape(-1, 2)
 
     floor = flat([(-1, 0, 1), (1, 0, 1), (1, 0, -1), (-1, 0, -1)])
@@ -185,7 +189,7 @@ def handle(angle: float, start_radius: float) -> Part:
     up = np.array([0.0, 1.0, 0.0])
 
     def lift(pairs: Array) -> Array:
-        return pairs[:, :1] * radial + pairs[:, 1:] * up
+        return np.asarray(pairs[:, :1] * radial + pairs[:, 1:] * up)
 
     bend = lift(outward)[:, None, :] * np.cos(turn)[None, :, None]
     points = lift(curve)[:, None, :] + bend * thick[:, None, None] + side * (np.outer(wide, np.sin(turn)))[..., None]
@@ -234,7 +238,7 @@ def ring(half_w: float, half_h: float, profile: Array) -> Part:
     result: Part | None = None
     corners = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
     for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):
-        for (d0, z0), (d1, z1) in zip(profile[:-1], profile[1:], strict=True):
+        for (d0, z0), (d1, z1) in itertools.pairwise(profile):
             quad = flat(
                 [
                     (x0 * (half_w + d0), y0 * (half_h + d0), z0),
@@ -279,7 +283,9 @@ def glb(template: Template) -> bytes:
     def floats(array: Array) -> NDArray[np.float32]:
         return (np.round(array, 6) + 0.0).astype("<f4")
 
-    meshes, nodes, materials = [], [], []
+    meshes: list[dict[str, Any]] = []
+    nodes: list[dict[str, Any]] = []
+    materials: list[dict[str, Any]] = []
     for name, part in template.parts.items():
         if len(part.positions) >= 65536:
             raise ValueError(f"part {name} has {len(part.positions)} vertices; 16-bit indices allow 65535")

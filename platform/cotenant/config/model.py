@@ -1,7 +1,8 @@
 """The platform file as typed, frozen models: the one description everything else is derived from.
 
 Always true of a value that got this far: keys are known, units are as named, ranges are possible, each
-workload has exactly one kind. Whether it *fits* is the plan's question (`cotenant.gpu.plan`), not this one's.
+workload has exactly one kind, names don't clash. Whether it *fits* is the plan's question (`cotenant.gpu.plan`),
+not this one's. Types are strict: `"4"` is no number and `yes` no count.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from typing_extensions import Self
 
 Kind = Literal["llm", "mockup"]
 KINDS: tuple[Kind, ...] = ("llm", "mockup")
@@ -18,32 +20,41 @@ KINDS: tuple[Kind, ...] = ("llm", "mockup")
 NAME_PATTERN = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
+#: A YAML list; strictness would want a tuple.
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+
 #: Names of the Serve applications that are not workloads.
 RESERVED_NAMES = frozenset({"gateway", "ingress"})
 
-_QUANTITY = re.compile(r"^\s*([0-9.]+)\s*([KMGT]i?B?|B|MB|GB|GiB|MiB)\s*$", re.IGNORECASE)
-_BYTES = {"": 1, "k": 1e3, "ki": 2**10, "m": 1e6, "mi": 2**20, "g": 1e9, "gi": 2**30, "t": 1e12, "ti": 2**40}
+_QUANTITY = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?(b?)\s*$", re.IGNORECASE)
+_BYTES = {"k": 1e3, "ki": 2**10, "m": 1e6, "mi": 2**20, "g": 1e9, "gi": 2**30, "t": 1e12, "ti": 2**40}
+
+
+class Misplaced(ValueError):
+    """A rule broken between parts of the file; `path` leads to the part to change."""
+
+    def __init__(self, message: str, *path: str) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 def _gib_number(value: Any) -> Any:
     """Refuse `"5GB"` for a key that says GiB, and tell the number that was meant."""
-    if isinstance(value, bool):
-        raise ValueError("takes a number of GiB")
-    if isinstance(value, str):
-        match = _QUANTITY.match(value)
-        if not match:
-            raise ValueError(f"takes a number of GiB, without a unit; got {value!r}")
-        unit = match[2].lower().removesuffix("b")
-        gib = float(match[1]) * _BYTES.get(unit, 1) / 2**30
-        raise ValueError(f"takes a number of GiB, without a unit; for {value!r} write {gib:.4g}")
-    return value
+    if not isinstance(value, str):
+        return value
+    match = _QUANTITY.match(value)
+    if match is None:
+        raise ValueError(f"takes a number of GiB; got {value!r}")
+    number, unit, byte = float(match[1]), (match[2] or "").lower(), match[3]
+    gib = number * _BYTES[unit] / 2**30 if unit else number / 2**30 if byte else number
+    raise ValueError(f"takes a number of GiB, without unit or quotes; for {value!r} write {gib:.4g}")
 
 
 Gib = Annotated[float, BeforeValidator(_gib_number), Field(gt=0, le=65536)]
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
 
 
 class LlmSpec(Model):
@@ -66,7 +77,7 @@ class LlmSpec(Model):
 class MockupSpec(Model):
     """A 3D-mockup renderer: Mitsuba, warm scenes, artwork swapped per request."""
 
-    templates: tuple[str, ...] = Field(
+    templates: Names = Field(
         ("mug", "poster"),
         min_length=1,
         description="Bundled template names, or paths of GLB files with a material named artwork.",
@@ -84,11 +95,11 @@ class GpuBudget(Model):
     vram_gib: Gib = Field(description="VRAM budget of one replica in GiB; becomes its share of the GPU (num_gpus).")
 
 
-class Replicas(Model):
-    """How many replicas run: never under min, never over max."""
+class _Range(Model):
+    """A lowest and a highest count. A file that gives only `min` above the usual max means exactly that many."""
 
-    min: int = Field(1, ge=0, le=10_000, description="Replicas that always run.")
-    max: int = Field(1, ge=1, le=10_000, description="Replicas at the most.")
+    min: int
+    max: int
 
     @model_validator(mode="before")
     @classmethod
@@ -98,17 +109,26 @@ class Replicas(Model):
         return data
 
     @model_validator(mode="after")
-    def _range_is_possible(self) -> Replicas:
+    def _range_is_possible(self) -> Self:
         if self.min > self.max:
-            raise ValueError(f"min {self.min} is above max {self.max}; raise max or lower min")
+            raise ValueError(f"has min {self.min} above max {self.max}; raise max or lower min")
         return self
+
+
+class Replicas(_Range):
+    """How many replicas run: never under min, never over max."""
+
+    min: int = Field(1, ge=0, le=10_000, description="Replicas that always run.")
+    max: int = Field(1, ge=1, le=10_000, description="Replicas at the most.")
 
 
 class Workload(Model):
     """A named thing served: one Serve application. Exactly one kind (llm, mockup) must be given."""
 
-    llm: LlmSpec | None = None
-    mockup: MockupSpec | None = None
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [kind]} for kind in KINDS]})
+
+    llm: LlmSpec | None = Field(None, description="Make it a language model.")
+    mockup: MockupSpec | None = Field(None, description="Make it a 3D-mockup renderer; {} takes the defaults.")
     gpu: GpuBudget = Field(description="The budget of one replica.")
     cpus: float = Field(1, gt=0, le=1024, description="CPU cores a replica books on its node.")
     concurrency: int | None = Field(
@@ -117,17 +137,16 @@ class Workload(Model):
     queue: int = Field(256, ge=1, le=100_000, description="Requests that may wait at one gateway before it says 429.")
     deadline_s: float = Field(300, gt=0, le=86_400, description="A request is cancelled and answered 504 after this.")
     replicas: Replicas = Field(default_factory=Replicas)
-    pools: tuple[str, ...] = Field((), description="GPU pools it may run in (default: any it fits, cheapest first).")
+    pools: Names = Field((), description="GPU pools it may run in (default: any it fits, cheapest first).")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _exactly_one_kind(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            given = [kind for kind in KINDS if data.get(kind) is not None]
-            if len(given) != 1:
-                have = " and ".join(given) or "neither"
-                raise ValueError(f"needs exactly one kind of {', '.join(KINDS)}; it has {have}")
-        return data
+    @model_validator(mode="after")
+    def _exactly_one_kind(self) -> Self:
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) > 1:
+            raise ValueError(f"is {' and '.join(given)} at once; keep one, or make two workloads")
+        if not given:
+            raise ValueError(f"has no kind; say what it serves with one of {', '.join(KINDS)} (e.g. mockup: {{}})")
+        return self
 
     @property
     def kind(self) -> Kind:
@@ -144,19 +163,11 @@ class Workload(Model):
         return (self.llm.model,) if self.llm is not None else ()
 
 
-class Nodes(Model):
-    """How many nodes a pool has."""
+class Nodes(_Range):
+    """How many nodes a pool has: never under min, never over max."""
 
     min: int = Field(0, ge=0, le=10_000, description="Nodes that always run.")
     max: int = Field(1, ge=1, le=10_000, description="Nodes at the most.")
-
-    _max_follows_min = model_validator(mode="before")(Replicas._max_follows_min.__func__)  # type: ignore[attr-defined]
-
-    @model_validator(mode="after")
-    def _range_is_possible(self) -> Nodes:
-        if self.min > self.max:
-            raise ValueError(f"min {self.min} is above max {self.max}; raise max or lower min")
-        return self
 
 
 class Pool(Model):
@@ -170,22 +181,19 @@ class Pool(Model):
         None, description="Usable GiB of one GPU; needed for cpu, otherwise from the accelerator catalogue."
     )
     gpus_per_node: int = Field(1, ge=1, le=16, description="GPUs of one node.")
-    nodes: Nodes = Field(default_factory=lambda: Nodes(min=0, max=1))
+    nodes: Nodes = Field(default_factory=Nodes)
     spot: bool = Field(False, description="Take spot capacity: cheaper, and may be reclaimed.")
     usd_per_h: float | None = Field(
         None, ge=0, description="Price of one node per hour; default from the dated price table."
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _cpu_needs_vram(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            accelerator = data.get("accelerator")
-            if accelerator == "cpu" and data.get("vram_gib") is None:
-                raise ValueError("accelerator cpu needs vram_gib: how much memory its virtual GPU has")
-            if accelerator is None and data.get("vram_gib") is not None:
-                raise ValueError("vram_gib is given without an accelerator; name the accelerator or drop vram_gib")
-        return data
+    @model_validator(mode="after")
+    def _memory_goes_with_accelerator(self) -> Self:
+        if self.accelerator == "cpu" and self.vram_gib is None:
+            raise ValueError("has the accelerator cpu and needs vram_gib: how much memory its virtual GPU has")
+        if self.accelerator is None and self.vram_gib is not None:
+            raise ValueError("gives vram_gib without an accelerator; name the accelerator or drop vram_gib")
+        return self
 
     @property
     def holds_workloads(self) -> bool:
@@ -225,8 +233,8 @@ class Gateway(Model):
 class Gke(Model):
     """Where on Google Cloud this environment lives."""
 
-    project: str = Field(min_length=1)
-    region: str = Field(min_length=1)
+    project: str = Field(min_length=1, description="Google Cloud project.")
+    region: str = Field(min_length=1, description="Region of the cluster, e.g. us-central1.")
 
 
 class Platform(Model):
@@ -241,23 +249,45 @@ class Platform(Model):
     gke: Gke | None = None
 
     @model_validator(mode="after")
-    def _names_agree(self) -> Platform:
+    def _names_agree(self) -> Self:
         for name, workload in self.workloads.items():
             if name in RESERVED_NAMES:
-                raise ValueError(f"{name!r} is a front door's name; call the workload something else")
+                raise Misplaced(f"{name!r} is a front door's name; call the workload something else", "workloads", name)
             for pool in workload.pools:
                 if pool not in self.pools:
-                    raise ValueError(f"workload {name} names pool {pool!r}; this environment has {', '.join(self.pools)}")
+                    have = ", ".join(self.pools)
+                    raise Misplaced(
+                        f"names pool {pool!r}, which environment {self.environment} lacks; it has {have}",
+                        "workloads", name, "pools",
+                    )  # fmt: skip
                 if not self.pools[pool].holds_workloads:
-                    raise ValueError(f"workload {name} names pool {pool!r}, which has no accelerator")
-        if not any(pool.holds_workloads for pool in self.pools.values()):
-            raise ValueError("no pool has an accelerator, so no workload can run; give one (cpu will do) an accelerator")
-        models: dict[str, str] = {}
+                    raise Misplaced(
+                        f"names pool {pool!r}, which has no accelerator; only the front doors run there",
+                        "workloads", name, "pools",
+                    )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _pools_suffice(self) -> Self:
+        front = [name for name, pool in self.pools.items() if not pool.holds_workloads]
+        if len(front) == len(self.pools):
+            raise Misplaced("have no accelerator, so no workload can run; give one of them one (cpu will do)", "pools")
+        if len(front) > 1:
+            raise Misplaced(f"{' and '.join(front)} have no accelerator; the front doors take one pool, drop one", "pools")
+        return self
+
+    @model_validator(mode="after")
+    def _models_are_distinct(self) -> Self:
+        owners: dict[str, str] = {}
         for name, workload in self.workloads.items():
             for model in (name, *workload.models):
-                other = models.setdefault(model, name)
-                if other != name:
-                    raise ValueError(f"workloads {other} and {name} both answer to {model!r}; a request could mean either")
+                owner = owners.setdefault(model, name)
+                if owner != name:
+                    raise Misplaced(
+                        f"answers to {model!r} and so does {owner}; a request could mean either: rename the workload "
+                        "or give one of them another model",
+                        "workloads", name,
+                    )  # fmt: skip
         return self
 
     @property

@@ -117,7 +117,7 @@ def start(spec: NodeSpec, environment: Mapping[str, str], on_wait: Callable[[flo
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **environment, **ray_environment(token)},
+            env=_process_environment({**environment, **ray_environment(token)}),
         )
     node = RayNode(
         address=f"127.0.0.1:{gcs_port}",
@@ -137,6 +137,12 @@ def start(spec: NodeSpec, environment: Mapping[str, str], on_wait: Callable[[flo
     tail = "\n".join(log.read_text(errors="replace").strip().splitlines()[-8:])
     stop(node.process, directory)
     raise EnvironmentFault(f"Ray did not start within {START_TIMEOUT_S:.0f} s; the end of {log}:\n{tail}")
+
+
+def _process_environment(ours: Mapping[str, str]) -> dict[str, str]:
+    # Every engine process imports the same thousands of modules; forbidden to keep bytecode, each would compile them.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, **ours}
 
 
 def ray_environment(token: Path) -> dict[str, str]:

@@ -1,0 +1,88 @@
+"""The gateway as a Serve application without a route: each replica is an HTTP server of its own.
+
+Serve places, health-checks, updates and drains the replica; requests never pass Serve's proxies. The server
+starts with the first `reconfigure`, when it knows what is served, and a changed workload only swaps the directory.
+Replicas of a node share the port, so with `max_surge_percent: 100` the next one listens before the last one stops.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve.deployment import Application
+
+from cotenant.calls import Directory, Served
+from cotenant.config.model import Gateway as GatewayConfig
+from cotenant.gateway.app import create_app
+from cotenant.gateway.keys import load_keys
+from cotenant.gateway.server import HttpServer
+from cotenant.telemetry.logs import configure_logs
+from cotenant.telemetry.metrics import GatewayMetrics
+from deployments.backend import ServeBackend
+
+#: How long a replica that goes may finish its answers; Serve waits a little longer before it kills.
+GRACE_S = 50.0
+
+
+class GatewayArgs(BaseModel):
+    """What the Serve config gives to `build`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gateway: GatewayConfig
+
+
+def build(args: GatewayArgs) -> Application:
+    """The Serve application of the gateway."""
+    return serve.deployment(
+        Gateway,
+        name="Gateway",
+        max_surge_percent=100,
+        ray_actor_options={"num_cpus": 0.1},
+        graceful_shutdown_timeout_s=GRACE_S + 10,
+        graceful_shutdown_wait_loop_s=0.5,
+    ).bind(args.gateway.model_dump())
+
+
+class Gateway:
+    """One HTTP door onto the platform's workloads."""
+
+    def __init__(self, gateway: dict[str, Any]) -> None:
+        configure_logs()
+        self._directory: Directory | None = None
+        self._backend = ServeBackend()
+        config = GatewayConfig.model_validate(gateway)
+        # Keys first: a door that may not open fails here, before it listens.
+        app = create_app(self._serving, self._backend, config, load_keys(config, os.environ), GatewayMetrics())
+        self._server = HttpServer(app, host=config.host, port=config.port, grace_s=GRACE_S)
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Serve these workloads from now on; listen, if this is the first time."""
+        self._directory = directory_of(user_config["workloads"])
+        if not self._server.serving:
+            await self._server.start()
+
+    async def check_health(self) -> None:
+        """Raises when nothing listens any more, so that Serve replaces the replica."""
+        if not self._server.serving:
+            raise RuntimeError("the gateway does not listen; its deployment needs a user_config with workloads")
+
+    async def __del__(self) -> None:
+        await self._server.stop()
+        await self._backend.close()
+
+    def _serving(self) -> Directory:
+        return self._directory or Directory(())
+
+
+def directory_of(workloads: list[Mapping[str, Any]]) -> Directory:
+    """The directory that `user_config` spells out as plain data, tuples as lists."""
+    plain: list[dict[str, Any]] = [
+        {key: tuple(value) if isinstance(value, list) else value for key, value in workload.items()}
+        for workload in workloads
+    ]
+    return Directory(tuple(Served(**workload) for workload in plain))

@@ -1,0 +1,44 @@
+"""The part of an LLM replica that imports Ray's LLM server and vLLM: seconds of imports, so only a replica does.
+
+Ray's `LLMServer` owns the engine (download, configuration, placement, health, sleep). Three things are set
+otherwise here: both names of the workload are served, files that are on this machine are not fetched by a task,
+and on a CPU the engine runs its model in its own process instead of in a further one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ray.llm._internal.common.callbacks.base import CallbackCtx
+from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
+from ray.serve.llm import LLMConfig
+from ray.serve.llm.deployment import LLMServer
+
+from cotenant.engines.llm.asgi import App
+
+
+class Engine(VLLMEngine):  # type: ignore[misc]
+    """Ray's vLLM engine, with this platform's choices made after vLLM has made its own."""
+
+    names: Sequence[str] = ()
+
+    def _prepare_engine_config(self, callback_ctx: CallbackCtx) -> tuple[Any, Any, Any]:
+        engine_args, frontend_args, engine_config = super()._prepare_engine_config(callback_ctx)
+        engine_args.served_model_name = list(self.names)
+        parallel = engine_config.parallel_config
+        if parallel.distributed_executor_backend == "mp" and parallel.world_size == 1:
+            # vLLM asks for a worker process so that it can bind its OpenMP threads; ours are not bound. One
+            # process fewer imports torch, and none spins on the shared memory between the two.
+            parallel.distributed_executor_backend = "uni"
+        return engine_args, frontend_args, engine_config
+
+
+async def start(config: dict[str, Any], names: Sequence[str]) -> tuple[LLMServer, App]:
+    """Start the engine; returns Ray's server and vLLM's own HTTP application over it."""
+    llm_config = LLMConfig(**config)
+    if config["model_loading_config"]["model_source"].startswith("/"):
+        llm_config.get_or_create_callback().ctx.run_init_node = False
+    server = LLMServer.sync_init(llm_config, engine_cls=type("Engine", (Engine,), {"names": tuple(names)}))
+    await server.start()
+    return server, await server.engine.build_asgi_app()

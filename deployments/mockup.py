@@ -1,0 +1,48 @@
+"""Serve application of a mockup workload: one deployment, `Replica`, around a `MockupEngine`.
+
+Importing this module and building the application are light and touch no renderer; a template that is not there
+fails the build, before anything that runs is replaced.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve import Application
+
+from cotenant.calls import Call, Reply
+from cotenant.config import MockupSpec
+from cotenant.engines.mockup import template
+
+
+class Arguments(BaseModel):
+    """What the Serve config gives: the workload's name, spec and booking."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    spec: MockupSpec
+    vram_gib: float
+    slots: int
+    accelerator: str
+
+
+@serve.deployment(name="Replica")
+class Replica:
+    """One warm renderer."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        from cotenant.engines.mockup.engine import MockupEngine  # noqa: PLC0415 - heavy; the builder does without
+
+        self._engine = MockupEngine(arguments.spec)
+
+    async def call(self, call: Call) -> Reply:
+        return await self._engine.call(call)
+
+
+def build(args: Arguments) -> Application:
+    """The application. Raises TemplateError if a template's file is not there."""
+    for name in args.spec.templates:
+        template.find(name)
+    application: Application = Replica.bind(args)
+    return application

@@ -1,0 +1,162 @@
+"""From a workload's spec and budget to vLLM's own arguments. Pure, so that a builder can refuse what cannot run.
+
+The KV cache is sized from the budget, never from what happens to be free: `kv_cache_memory_bytes` is what the
+budget leaves after the weights and a fixed overhead, and `gpu_memory_utilization` (which vLLM still checks
+against free memory at its start) never exceeds the GPU share that the replica books. So replicas on one GPU may
+start in any order, and together.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cotenant.config.model import LlmSpec
+from cotenant.engines.llm.models import Model
+from cotenant.errors import PlanError
+
+GIB = 1 << 30
+
+#: What a replica needs beside weights and KV cache. CUDA: context, graphs, activations (they grow with the
+#: budget that one gives to a model). CPU: two Python processes with torch and vLLM in them, measured 1.9 GiB.
+_CUDA_OVERHEAD_GIB, _CUDA_OVERHEAD_SHARE = 1.0, 0.05
+_CPU_OVERHEAD_GIB = 2.25
+
+#: Engine arguments that other keys of the platform file decide, and which key that is.
+_DECIDED_BY = {
+    "model": "llm.model",
+    "served_model_name": "llm.model",
+    "max_model_len": "llm.context_tokens",
+    "max_num_seqs": "concurrency",
+    "dtype": "llm.dtype",
+    "distributed_executor_backend": "the pool's accelerator",
+}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What a replica has of its node: its memory budget, its share of a GPU, its CPU cores, its slots."""
+
+    accelerator: str
+    vram_gib: float
+    gpu_share: float
+    cpus: float
+    slots: int
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.accelerator == "cpu"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What memory a model takes: its weights, and the KV cache of one token."""
+
+    weight_bytes: int
+    kv_bytes_per_token: int
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Shape:
+        """Read from a model folder: file sizes and `config.json`. Unknown layouts give 0 bytes a token."""
+        weights = list(folder.glob("*.safetensors")) or list(folder.glob("*.bin"))
+        config = json.loads((folder / "config.json").read_text())
+        return cls(sum(path.stat().st_size for path in weights), _kv_bytes_per_token(config))
+
+
+def _kv_bytes_per_token(config: Mapping[str, Any]) -> int:
+    text = config.get("text_config", config)
+    layers, heads = text.get("num_hidden_layers"), text.get("num_attention_heads")
+    if not layers or not heads or "kv_lora_rank" in text:
+        return 0
+    kv_heads = text.get("num_key_value_heads") or heads
+    head_size = text.get("head_dim") or text["hidden_size"] // heads
+    return int(2 * layers * kv_heads * head_size * 2)
+
+
+def kv_cache_bytes(name: str, spec: LlmSpec, part: Slice, shape: Shape) -> int:
+    """What the budget leaves for the KV cache, in whole MiB; on a CPU no more than all slots can use.
+
+    Raises:
+        PlanError: it does not hold one request of full length.
+    """
+    overhead_gib = _CPU_OVERHEAD_GIB if part.on_cpu else _CUDA_OVERHEAD_GIB + _CUDA_OVERHEAD_SHARE * part.vram_gib
+    room = (part.vram_gib - overhead_gib) * GIB - shape.weight_bytes
+    least = max(64 << 20, shape.kv_bytes_per_token * spec.context_tokens)
+    if room < least:
+        need_gib = overhead_gib + (shape.weight_bytes + least) / GIB
+        raise PlanError(
+            f"{name} needs {need_gib:.2f} GiB for weights, overhead and one request of {spec.context_tokens} tokens, "
+            f"but its vram_gib is {part.vram_gib:g}; raise vram_gib or lower context_tokens"
+        )
+    if part.on_cpu and shape.kv_bytes_per_token:
+        # Host memory is everybody's: take no more than all slots can fill.
+        room = min(room, max(least, shape.kv_bytes_per_token * spec.context_tokens * part.slots))
+    return int(room) >> 20 << 20
+
+
+def engine_arguments(name: str, spec: LlmSpec, model: Model, part: Slice, shape: Shape | None) -> dict[str, Any]:
+    """vLLM's engine arguments for one replica. `shape` is None where the weights are not on this machine.
+
+    Raises:
+        PlanError: the budget is too small, or `llm.engine` sets what another key decides.
+    """
+    for argument, decided_by in _DECIDED_BY.items():
+        if argument in spec.engine:
+            raise PlanError(f"{name}: llm.engine sets {argument}, which {decided_by} decides; set that and drop this")
+    arguments: dict[str, Any] = {
+        "max_model_len": spec.context_tokens,
+        "max_num_seqs": part.slots,
+        "dtype": spec.dtype,
+        "enable_log_requests": False,
+    }
+    if part.on_cpu:
+        arguments["enforce_eager"] = True
+    else:
+        # Four digits and never rounded up, or vLLM would ask for more than the share that Ray booked.
+        arguments["gpu_memory_utilization"] = math.floor(part.gpu_share * 1e4) / 1e4
+    if shape is not None:
+        arguments["kv_cache_memory_bytes"] = kv_cache_bytes(name, spec, part, shape)
+    elif part.on_cpu:
+        # Half of the room: weights of unknown size take the rest.
+        arguments["kv_cache_memory_bytes"] = max(1, int((part.vram_gib - _CPU_OVERHEAD_GIB) / 2 * 1024)) << 20
+    if model.kind == "remote" and not part.on_cpu:
+        arguments["load_format"] = "runai_streamer"
+    return {**arguments, **spec.engine}
+
+
+def environment(model: Model, part: Slice) -> dict[str, str]:
+    """Environment variables that vLLM reads in the replica and the processes it starts.
+
+    Prompts are never logged and nothing is reported home. On a CPU the threads are as many as the cores booked,
+    and unbound: vLLM's own binding puts every engine of a node on the same core.
+    """
+    variables = {
+        "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+    }
+    if not model.remote:
+        variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if part.on_cpu:
+        variables |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, round(part.cpus)))}
+    return variables
+
+
+def llm_config(
+    spec: LlmSpec, part: Slice, *, source: str, bundle: Mapping[str, float], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What Ray's `LLMConfig` is made from. `source` is what the engine loads, `bundle` what the replica booked."""
+    config: dict[str, Any] = {
+        "model_loading_config": {"model_id": spec.model, "model_source": source},
+        "engine_kwargs": dict(arguments),
+        "placement_group_config": {"bundles": [dict(bundle)]},
+        # vLLM's own Prometheus metrics, which its application serves, in place of Ray's slower copies.
+        "log_engine_metrics": False,
+    }
+    if part.on_cpu:
+        config["accelerator_config"] = {"kind": "cpu"}
+    return config

@@ -1,0 +1,200 @@
+"""The mockup engine: calls in, pictures out, one render at a time and everything else beside it.
+
+Rendering has one thread to itself, since the renderer's state belongs to the thread that made it. Reading, decoding
+and fitting the next customer's artwork and encoding the last one's picture happen on others meanwhile, so with two
+callers the renderer hardly waits. A caller who goes away frees the renderer at the next chunk of light paths.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+
+from cotenant.calls import JSON_TYPE, Call, Reply, error_reply
+from cotenant.config import MockupSpec
+from cotenant.engines.mockup import artwork, picture, template, variant
+from cotenant.engines.mockup.fetch import Fetcher
+from cotenant.engines.mockup.request import BadRequest, MockupRequest, Url, artwork_source, parse, wants_json
+from cotenant.engines.mockup.scene import Scene
+from cotenant.engines.mockup.template import Floats
+
+URL = "/v1/mockups"
+TEMPLATES_URL = "/v1/mockups/templates"
+SHADOWS_KEPT = 8
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class MockupEngine:
+    """Renders mockups of the templates of one workload.
+
+    Making one probes the back end, loads every template and renders each once, so the first customer doesn't wait
+    for compilers: seconds. Raises TemplateError and EnvironmentFault.
+    """
+
+    def __init__(self, spec: MockupSpec, *, fetcher: Fetcher | None = None) -> None:
+        self.spec = spec
+        self.variant = variant.choose(spec.variant)
+        self._fetcher = fetcher or Fetcher.from_environment()
+        self._renderer = ThreadPoolExecutor(1, "mockup-render")
+        self._helpers = ThreadPoolExecutor(2, "mockup-image")
+        self._shadows: dict[tuple[str, int, int], Floats | None] = {}
+        self._shadows_change = threading.Lock()
+        started = time.perf_counter()
+        self._scenes = self._renderer.submit(self._load).result()
+        log.info(
+            "mockup engine ready",
+            extra={
+                "action": "mockup_engine_ready",
+                "templates": list(self._scenes),
+                "variant": self.variant.name,
+                "variant_reason": self.variant.reason,
+                "seconds": round(time.perf_counter() - started, 2),
+            },
+        )
+
+    def _load(self) -> dict[str, Scene]:
+        mi = variant.load(self.variant)
+        scenes = {}
+        for name in self.spec.templates:
+            scene = Scene(mi, template.load(name), shadow_samples=16 if self.variant.name.startswith("scalar") else 128)
+            width, height = scene.slot_px(512, 512)
+            scene.render(np.zeros((height, width, 3), dtype=np.float32), 512, 512, samples=1, seed=0)
+            scenes[scene.template.name] = scene
+        return scenes
+
+    async def call(self, call: Call) -> Reply:
+        """Answers POST /v1/mockups and GET /v1/mockups/templates; every mistake of the caller's is a 4xx reply."""
+        try:
+            if call.url == TEMPLATES_URL and call.method == "GET":
+                return Reply(200, json.dumps(self.templates()).encode())
+            if call.url == URL and call.method == "POST":
+                return await self._mockup(call)
+        except BadRequest as error:
+            return error.reply()
+        except Exception:
+            log.exception("mockup failed", extra={"action": "mockup_failed", "request_id": call.request_id})
+            return error_reply(500, "the mockup could not be rendered; the log has the reason", code="render_failed")
+        return error_reply(404, f"no route {call.method} {call.url}; here are POST {URL} and GET {TEMPLATES_URL}")
+
+    def templates(self) -> dict[str, Any]:
+        """The body of GET /v1/mockups/templates."""
+        data = []
+        for name, scene in self._scenes.items():
+            width, height = scene.slot_px(self.spec.max_size_px, self.spec.max_size_px)
+            slot = {"name": template.SLOT, "aspect": round(scene.template.aspect, 4), "width": width, "height": height}
+            data.append({"id": name, "object": "mockup_template", "slots": [slot]})
+        return {
+            "object": "list",
+            "data": data,
+            "max_size_px": self.spec.max_size_px,
+            "max_samples": self.spec.max_samples,
+            "formats": ["png", "webp", "jpeg"],
+            "variant": self.variant.name,
+            "variant_reason": self.variant.reason,
+        }
+
+    def close(self) -> None:
+        """Lets go of the threads; renders that wait are dropped."""
+        self._renderer.shutdown(wait=True, cancel_futures=True)
+        self._helpers.shutdown(wait=False, cancel_futures=True)
+
+    async def _mockup(self, call: Call) -> Reply:
+        request = await self._beside(parse, call.body)
+        scene = self._scene(request)
+        width, height = request.pixels
+        source = await self._beside(artwork_source, request.artwork, call.files)
+        data = await self._fetcher.fetch(source.url) if isinstance(source, Url) else source
+        texture = await self._beside(_texture, data, request, scene)
+        light = await self._rendered(scene, texture, request)
+        body = await self._beside(self._encoded, light, request, scene)
+        kind = f"image/{request.format}"
+        headers = {"x-mockup-seed": str(request.seed), "x-mockup-variant": self.variant.name}
+        if not wants_json(call.accept):
+            return Reply(200, body, kind, headers)
+        answer = {
+            "created": int(time.time()),
+            "template": scene.template.name,
+            "width": width,
+            "height": height,
+            "format": request.format,
+            "seed": request.seed,
+            "variant": self.variant.name,
+            "data": [{"b64_json": base64.b64encode(body).decode("ascii")}],
+        }
+        return Reply(200, json.dumps(answer).encode(), JSON_TYPE, headers)
+
+    def _scene(self, request: MockupRequest) -> Scene:
+        """The scene that a request is for, once it is known to be within the workload's limits. Raises BadRequest."""
+        scene = self._scenes.get(request.template)
+        if scene is None:
+            raise BadRequest(
+                f"the template {request.template!r} does not exist; here are {', '.join(self._scenes)}",
+                param="template",
+                code="template_not_found",
+                status=404,
+            )
+        longest = max(request.pixels)
+        if longest > self.spec.max_size_px:
+            param = "size" if request.width is None else "width" if request.width == longest else "height"
+            raise BadRequest(
+                f"{param}: a render may have {self.spec.max_size_px} pixels a side, got {longest}",
+                param=param,
+                code="invalid_value",
+            )
+        if request.samples > self.spec.max_samples:
+            raise BadRequest(
+                f"samples: at most {self.spec.max_samples}, got {request.samples}",
+                param="samples",
+                code="invalid_value",
+            )
+        return scene
+
+    async def _rendered(self, scene: Scene, texture: Floats, request: MockupRequest) -> Floats:
+        gone = threading.Event()
+        width, height = request.pixels
+        job = functools.partial(
+            scene.render, texture, width, height, samples=request.samples, seed=request.seed, cancelled=gone.is_set
+        )
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._renderer, job)
+        except asyncio.CancelledError:
+            gone.set()
+            raise
+
+    def _encoded(self, light: Floats, request: MockupRequest, scene: Scene) -> bytes:
+        width, height = request.pixels
+        pixels = picture.composed(light, self._shadow(scene, width, height), request.background_rgb)
+        return picture.encoded(pixels, request.format, request.quality)
+
+    def _shadow(self, scene: Scene, width: int, height: int) -> Floats | None:
+        """The backdrop's shadow for this view; a handful of sizes is kept, since most customers ask for the same."""
+        key = (scene.template.name, width, height)
+        if key in self._shadows:
+            return self._shadows[key]
+        shadow = scene.shadow(width, height)
+        with self._shadows_change:
+            if len(self._shadows) >= SHADOWS_KEPT:
+                self._shadows = {}
+            self._shadows = {**self._shadows, key: shadow}
+        return shadow
+
+    async def _beside(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._helpers, functools.partial(function, *arguments))
+
+
+def _texture(data: bytes, request: MockupRequest, scene: Scene) -> Floats:
+    size = scene.slot_px(*request.pixels)
+    image = artwork.decode(data, enough_px=2 * max(size))
+    base_rgb = picture.printed(scene.template.slot.base_color)
+    return picture.linear(artwork.fitted(image, request.fit, size, base_rgb))

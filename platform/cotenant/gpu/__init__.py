@@ -1,0 +1,1 @@
+"""What GPUs hold: the catalogue of accelerators and machines, the plan, the probe."""

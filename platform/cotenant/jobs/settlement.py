@@ -1,0 +1,159 @@
+"""How a message ends: one table, from what happened to what is done about it. Pure.
+
+Always true: every `Outcome` has exactly one row, so no path can leave a message unsettled. What the *user* got
+wrong in a well-formed job (the engine's 4xx) is a result like any other, as in OpenAI's batches; a dead letter is
+for what can have no result. HOLD spends none of the job's attempts: the ingress keeps the message lease and goes
+on from where it stood, so a store that is down for an hour costs an hour, not a job.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cotenant.calls import Reply
+from cotenant.errors import (
+    DeadlineExceeded,
+    IdentityConflict,
+    MalformedJob,
+    Overloaded,
+    ReplicaDied,
+    SourceUnavailable,
+    StoreUnavailable,
+    UnknownWorkload,
+    WorkloadUnavailable,
+)
+
+
+class Outcome(str, enum.Enum):
+    """What became of one delivery, or of one step of it.
+
+    REFUSED is the engine's 4xx; IN_PROGRESS another delivery of the same job at work here; CROWDED_OUT a job of a
+    workload that is not ready, where enough of its kind are held already; CRASHED an error nobody foresaw; BURIED
+    a message whose dead letter is published.
+    """
+
+    DONE = "done"
+    REFUSED = "refused"
+    ALREADY_DONE = "already_done"
+    IN_PROGRESS = "in_progress"
+    MALFORMED = "malformed"
+    CONFLICT = "conflict"
+    UNKNOWN_WORKLOAD = "unknown_workload"
+    ENGINE_ERROR = "engine_error"
+    REPLICA_DIED = "replica_died"
+    DEADLINE = "deadline"
+    CRASHED = "crashed"
+    OVERLOAD = "overload"
+    NOT_READY = "not_ready"
+    STORE_DOWN = "store_down"
+    SOURCE_DOWN = "source_down"
+    CROWDED_OUT = "crowded_out"
+    HANDED_BACK = "handed_back"
+    EXHAUSTED = "attempts_exhausted"
+    BURIED = "buried"
+
+
+class Action(str, enum.Enum):
+    """What is done with the message."""
+
+    ACK = "ack"
+    """It ended well: the result is in the store and was announced."""
+    HOLD = "hold"
+    """Keep the message lease, wait, go on from the same step."""
+    RETRY = "retry"
+    """Give it back to the subscription, which delivers it again."""
+    DEAD_LETTER = "dead_letter"
+    """Publish it to the dead-letter topic with the reason, then ack."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row: the action, and whether the delivery counts as one of the job's attempts."""
+
+    action: Action
+    attempt: bool = False
+    delay_s: float = 0.0
+    """First delay of HOLD and RETRY; doubled at each further try up to the action's `MAX_DELAY_S`."""
+
+
+MAX_DELAY_S: Mapping[Action, float] = {Action.HOLD: 15.0, Action.RETRY: 300.0}
+
+TABLE: Mapping[Outcome, Rule] = {
+    Outcome.DONE: Rule(Action.ACK),
+    Outcome.REFUSED: Rule(Action.ACK),
+    Outcome.ALREADY_DONE: Rule(Action.ACK),
+    Outcome.IN_PROGRESS: Rule(Action.HOLD, delay_s=0.25),
+    Outcome.OVERLOAD: Rule(Action.HOLD, delay_s=0.5),
+    Outcome.NOT_READY: Rule(Action.HOLD, delay_s=0.5),
+    Outcome.STORE_DOWN: Rule(Action.HOLD, delay_s=0.5),
+    Outcome.SOURCE_DOWN: Rule(Action.HOLD, delay_s=0.5),
+    Outcome.REPLICA_DIED: Rule(Action.RETRY, attempt=True),
+    Outcome.ENGINE_ERROR: Rule(Action.RETRY, attempt=True, delay_s=1.0),
+    Outcome.DEADLINE: Rule(Action.RETRY, attempt=True, delay_s=1.0),
+    Outcome.CRASHED: Rule(Action.RETRY, attempt=True, delay_s=1.0),
+    Outcome.CROWDED_OUT: Rule(Action.RETRY, delay_s=10.0),
+    Outcome.HANDED_BACK: Rule(Action.RETRY),
+    Outcome.MALFORMED: Rule(Action.DEAD_LETTER),
+    Outcome.CONFLICT: Rule(Action.DEAD_LETTER),
+    Outcome.UNKNOWN_WORKLOAD: Rule(Action.DEAD_LETTER),
+    Outcome.EXHAUSTED: Rule(Action.DEAD_LETTER),
+    Outcome.BURIED: Rule(Action.ACK),
+}
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What to do now: the outcome (EXHAUSTED where the attempts ran out), the action, and after how long."""
+
+    outcome: Outcome
+    action: Action
+    delay_s: float = 0.0
+
+
+def settle(outcome: Outcome, *, attempt: int, max_attempts: int, holds: int = 0) -> Settlement:
+    """The settlement of one outcome.
+
+    Args:
+        attempt: which delivery this is, from 1.
+        max_attempts: deliveries after which a job that keeps failing is given up.
+        holds: how often in a row this delivery was already held.
+    """
+    rule = TABLE[outcome]
+    if rule.attempt and attempt >= max_attempts:
+        return Settlement(Outcome.EXHAUSTED, Action.DEAD_LETTER)
+    tries = attempt - 1 if rule.action is Action.RETRY else holds
+    delay_s = min(rule.delay_s * 2 ** min(tries, 16), MAX_DELAY_S.get(rule.action, 0.0))
+    return Settlement(outcome, rule.action, delay_s)
+
+
+def of_reply(reply: Reply) -> Outcome:
+    """What a workload's reply means for the job."""
+    if reply.ok:
+        return Outcome.DONE
+    if reply.status == 429:
+        return Outcome.OVERLOAD
+    if reply.status in (408, 504):
+        return Outcome.DEADLINE
+    if 400 <= reply.status < 500:
+        return Outcome.REFUSED
+    return Outcome.ENGINE_ERROR
+
+
+_OF_ERROR: tuple[tuple[type[Exception], Outcome], ...] = (
+    (MalformedJob, Outcome.MALFORMED),
+    (IdentityConflict, Outcome.CONFLICT),
+    (UnknownWorkload, Outcome.UNKNOWN_WORKLOAD),
+    (Overloaded, Outcome.OVERLOAD),
+    (DeadlineExceeded, Outcome.DEADLINE),
+    (ReplicaDied, Outcome.REPLICA_DIED),
+    (WorkloadUnavailable, Outcome.ENGINE_ERROR),
+    (StoreUnavailable, Outcome.STORE_DOWN),
+    (SourceUnavailable, Outcome.SOURCE_DOWN),
+)
+
+
+def of_error(error: Exception) -> Outcome:
+    """What an exception means for the job. One that nobody raises on purpose is a crash, never a malformed job."""
+    return next((outcome for kind, outcome in _OF_ERROR if isinstance(error, kind)), Outcome.CRASHED)

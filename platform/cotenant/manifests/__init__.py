@@ -1,0 +1,1 @@
+"""What is generated from the plan for somebody else to run: the Serve config."""

@@ -1,0 +1,164 @@
+"""The Serve config: one application per workload, one per front door, derived from platform and plan alone.
+
+Pure: no Ray. Applications are separate so that a change to one leaves its neighbours' replicas warm; what the
+doors need to know of the workloads travels in `user_config`, which Serve applies in place. Serve accepts unknown
+keys in silence, so `unknown_keys` checks a config against Serve's own models (given by the caller, who has Ray).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from cotenant.calls import Directory
+from cotenant.config import Platform, Workload
+from cotenant.gpu.plan import Booking, Plan
+
+#: Each Ray node of a pool offers this much of the pool's resource, and a replica takes a crumb of it: it ties the
+#: replica to the pool without ever being what runs out.
+POOL_RESOURCE_PER_NODE = 1000.0
+_POOL_CRUMB = 0.001
+_DOOR_CPUS = 0.1
+
+#: Longest a replica may take to finish what it has when it is told to stop.
+_DRAIN_S = 60.0
+
+
+def pool_resource(pool: str) -> str:
+    """Name of the custom Ray resource that every node of `pool` offers."""
+    return f"cotenant-pool-{pool}"
+
+
+def serve_config(platform: Platform, plan: Plan) -> dict[str, Any]:
+    """The config that `serve deploy` (or the dashboard's REST interface) takes, as plain data."""
+    applications = [_workload(name, workload, plan) for name, workload in platform.workloads.items()]
+    applications.append(_gateway(platform))
+    if platform.jobs.ingresses:
+        applications.append(_ingress(platform))
+    return {"proxy_location": "Disabled", "applications": applications}
+
+
+def _workload(name: str, workload: Workload, plan: Plan) -> dict[str, Any]:
+    booking = plan.workloads[name]
+    spec = workload.llm or workload.mockup
+    assert spec is not None
+    deployment: dict[str, Any] = {
+        "name": "Replica",
+        **_replicas(workload),
+        "max_ongoing_requests": workload.slots,
+        "max_surge_percent": 100 if plan.has_surge_room(name) else 0,
+        "graceful_shutdown_wait_loop_s": 1.0,
+        "graceful_shutdown_timeout_s": min(workload.deadline_s, _DRAIN_S),
+        "health_check_period_s": 10.0,
+        "health_check_timeout_s": 60.0,
+        **_resources(workload, booking),
+    }
+    return {
+        "name": name,
+        "route_prefix": None,
+        "import_path": f"deployments.{workload.kind}:build",
+        "args": {
+            "name": name,
+            "spec": spec.model_dump(mode="json"),
+            "vram_gib": booking.vram_gib,
+            "slots": workload.slots,
+            "accelerator": plan.pools[booking.pool].accelerator,
+        },
+        "deployments": [deployment],
+    }
+
+
+def _replicas(workload: Workload) -> dict[str, Any]:
+    """A fixed number, or bounds for Serve's autoscaler, aiming at replicas that are busy but have no queue."""
+    replicas = workload.replicas
+    if replicas.min == replicas.max:
+        return {"num_replicas": replicas.min}
+    return {
+        "autoscaling_config": {
+            "min_replicas": replicas.min,
+            "max_replicas": replicas.max,
+            "target_ongoing_requests": max(1.0, round(workload.slots * 0.75, 2)),
+        }
+    }
+
+
+def _resources(workload: Workload, booking: Booking) -> dict[str, Any]:
+    """What a replica books. vLLM works in actors of its own, so an LLM books by placement group."""
+    pool = {pool_resource(booking.pool): _POOL_CRUMB}
+    if workload.kind == "llm":
+        return {
+            "ray_actor_options": {"num_cpus": 0, "num_gpus": 0},
+            "placement_group_bundles": [{"CPU": workload.cpus, "GPU": booking.num_gpus, **pool}],
+            "placement_group_strategy": "STRICT_PACK",
+        }
+    return {"ray_actor_options": {"num_cpus": workload.cpus, "num_gpus": booking.num_gpus, "resources": pool}}
+
+
+def _gateway(platform: Platform) -> dict[str, Any]:
+    arguments = {"gateway": platform.gateway.model_dump(mode="json")}
+    return _door(platform, "gateway", "Gateway", platform.gateway.replicas, arguments, drain_s=_DRAIN_S)
+
+
+def _ingress(platform: Platform) -> dict[str, Any]:
+    longest_s = max(workload.deadline_s for workload in platform.workloads.values())
+    arguments = {"jobs": platform.jobs.model_dump(mode="json")}
+    return _door(platform, "ingress", "Ingress", platform.jobs.ingresses, arguments, drain_s=longest_s)
+
+
+def _door(
+    platform: Platform, name: str, deployment: str, replicas: int, arguments: Mapping[str, Any], drain_s: float
+) -> dict[str, Any]:
+    """A front door: no GPU, on the front pool if there is one, told of the workloads by `user_config`."""
+    options: dict[str, Any] = {"num_cpus": _DOOR_CPUS, "num_gpus": 0}
+    if platform.front_pool is not None:
+        options["resources"] = {pool_resource(platform.front_pool): _POOL_CRUMB}
+    served = [
+        {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(workload).items()}
+        for workload in Directory.of(platform).workloads
+    ]
+    return {
+        "name": name,
+        "route_prefix": None,
+        "import_path": f"deployments.{name}:build",
+        "args": dict(arguments),
+        "deployments": [
+            {
+                "name": deployment,
+                "num_replicas": replicas,
+                "max_ongoing_requests": 1000,
+                "max_surge_percent": 100,
+                "graceful_shutdown_wait_loop_s": 0.5,
+                "graceful_shutdown_timeout_s": drain_s,
+                "health_check_period_s": 10.0,
+                "health_check_timeout_s": 30.0,
+                "ray_actor_options": options,
+                "user_config": {"workloads": served},
+            }
+        ],
+    }
+
+
+def unknown_keys(config: Mapping[str, Any], known: Mapping[str, Collection[str]]) -> list[str]:
+    """Dotted paths of the keys in a Serve config that Serve does not know.
+
+    `known` names the fields of Serve's models: "config" (ServeDeploySchema), "application"
+    (ServeApplicationSchema), "deployment" (DeploymentSchema), "ray_actor_options" (RayActorOptionsSchema),
+    "autoscaling_config" (AutoscalingConfig).
+    """
+    return list(_unknown_keys(config, known))
+
+
+def _unknown_keys(config: Mapping[str, Any], known: Mapping[str, Collection[str]]) -> Iterator[str]:
+    def strange(part: Mapping[str, Any], model: str, path: str) -> Iterator[str]:
+        yield from (f"{path}{key}" for key in part if key not in known[model])
+
+    yield from strange(config, "config", "")
+    for application in config.get("applications", ()):
+        path = f"{application.get('name')}."
+        yield from strange(application, "application", path)
+        for deployment in application.get("deployments", ()):
+            inner = f"{path}{deployment.get('name')}."
+            yield from strange(deployment, "deployment", inner)
+            for section in ("ray_actor_options", "autoscaling_config"):
+                yield from strange(deployment.get(section) or {}, section, f"{inner}{section}.")
