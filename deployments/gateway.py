@@ -5,8 +5,6 @@ starts with the first `reconfigure`, when it knows what is served, and a changed
 Replicas of a node share the port, so with `max_surge_percent: 100` the next one listens before the last one stops.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Any

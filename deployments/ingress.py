@@ -4,8 +4,6 @@ Serve health-checks, redeploys and drains it like any replica. The pump starts i
 the loop that it belongs to runs, and drains in `__del__`, which Serve awaits before it stops the process.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import os

@@ -6,8 +6,6 @@ of a streamed reply go straight to the gateway's relay, while the Serve call sta
 slot, the place in the queue and the way to cancel.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import time

@@ -4,11 +4,11 @@ Importing this module and building the application are light and touch no render
 fails the build, before anything that runs is replaced.
 """
 
-from __future__ import annotations
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
-from ray.serve import Application
+from ray.serve.deployment import Application
 
 from cotenant.calls import Call, Reply
 from cotenant.config import MockupSpec
@@ -27,14 +27,13 @@ class Arguments(BaseModel):
     accelerator: str
 
 
-@serve.deployment(name="Replica")
 class Replica:
     """One warm renderer."""
 
-    def __init__(self, arguments: Arguments) -> None:
+    def __init__(self, arguments: dict[str, Any]) -> None:
         from cotenant.engines.mockup.engine import MockupEngine  # noqa: PLC0415 - heavy; the builder does without
 
-        self._engine = MockupEngine(arguments.spec)
+        self._engine = MockupEngine(Arguments.model_validate(arguments).spec)
 
     async def call(self, call: Call) -> Reply:
         return await self._engine.call(call)
@@ -44,5 +43,4 @@ def build(args: Arguments) -> Application:
     """The application. Raises TemplateError if a template's file is not there."""
     for name in args.spec.templates:
         template.find(name)
-    application: Application = Replica.bind(args)
-    return application
+    return serve.deployment(Replica, name="Replica").bind(args.model_dump())

@@ -127,7 +127,7 @@ def jobs(state: RunState) -> int:
     lines = [*render_jobs(), *caption_jobs()]
     batch_file = OUT / "jobs.jsonl"
     batch_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    submitted = cotenant("submit", str(batch_file), "--quiet", capture=True)
+    submitted = cotenant("submit", str(batch_file), capture=True)
     batch = submitted.split()[0]
     results_file = OUT / "results.jsonl"
     cotenant("results", batch, "-o", str(results_file))

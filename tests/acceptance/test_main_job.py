@@ -102,7 +102,7 @@ def test_jobs_of_both_kinds_go_through_pubsub_and_come_back_in_order(up: Shell, 
         lines.append({"custom_id": f"c{number}", "method": "POST", "url": "/v1/chat/completions", "body": chat})
     file = tmp_path / "jobs.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    batch = up.run("submit", str(file), "--quiet").stdout.split()[0]
+    batch = up.run("submit", str(file)).stdout.split()[0]
     out = tmp_path / "results.jsonl"
     up.run("results", batch, "-o", str(out), "--timeout", "180")
     results = [json.loads(line) for line in out.read_text().splitlines()]

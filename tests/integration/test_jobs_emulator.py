@@ -15,7 +15,7 @@ import pytest
 from cotenant.calls import Call, InMemoryBackend, Reply, error_reply
 from cotenant.config import Jobs
 from cotenant.errors import EnvironmentFault, SourceUnavailable
-from cotenant.jobs import emulator
+from cotenant.jobs import emulator, pubsub
 from cotenant.jobs.batch import collect, new_batch_id, read_jobs, submit
 from cotenant.jobs.pubsub import PubSubSource
 from cotenant.jobs.pump import Pump
@@ -73,7 +73,8 @@ class TestPubSubSource(JobSourceContract):
         dead = await drain_topic(self.jobs, f"{self.jobs.dead_letter}-kept", self.host)
         return [Message(delivery.data, delivery.attributes) for delivery in dead]
 
-    async def test_a_queue_that_is_not_there_is_said_by_name(self) -> None:
+    async def test_a_queue_that_is_not_there_is_said_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pubsub, "_CALL_TIMEOUT_S", 2.0)
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             host = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -199,7 +200,9 @@ async def test_a_drain_hands_back_what_has_not_begun(jobs: Jobs, emulator_host: 
 
     source = await open_source(jobs, emulator_host)
     await source.publish(jobs.topic, [message(chat(f"c{n}")) for n in range(10)])
-    pump = Pump(jobs, source, FlakyStore(), InMemoryBackend({"writer": patient, "mockups": picture}, slots=4), DIRECTORY)
+    pump = Pump(
+        jobs, source, FlakyStore(), InMemoryBackend({"writer": patient, "mockups": picture}, slots=4), DIRECTORY
+    )
     pump.start()
     await eventually(lambda: pump.stats().running == 4 and pump.stats().waiting == 4)
     draining = asyncio.create_task(pump.drain(10))

@@ -15,7 +15,7 @@ from cotenant.manifests.serve import serve_config
 
 @click.command()
 @platform_options
-def compile(file: Path, environment: str) -> None:  # noqa: A001 - the command's name
+def compile(file: Path, environment: str) -> None:
     """Print the Serve config of an environment, for `serve deploy`."""
     platform = load_platform(file, environment)
     the_plan = plan(platform)

@@ -46,9 +46,7 @@ def show(platform: Platform, plan: Plan, cost: Cost) -> None:
         console.print(Text.assemble(("\nnote ", "yellow"), warning))
 
 
-def _gpu_rows(
-    gpus: Iterable[GpuFill], plan: Plan, letters: Mapping[str, str], colours: Mapping[str, str]
-) -> Table:
+def _gpu_rows(gpus: Iterable[GpuFill], plan: Plan, letters: Mapping[str, str], colours: Mapping[str, str]) -> Table:
     """A row for each GPU, or for each run of GPUs that hold the same."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)
@@ -146,7 +144,8 @@ def _print_cost(console: Console, plan: Plan, cost: Cost) -> None:
     if any(not pool.holds_workloads for pool in cost.pools):
         table.add_row("front pools", f"{cost.front_usd_at_min:,.0f}", f"{cost.front_usd_at_max:,.0f}")
     console.print(table)
-    console.print(f"List prices, {PRICES_REGION}, as of {PRICES_AS_OF}; a pool's usd_per_h overrides them.", style="dim")
+    source = f"List prices, {PRICES_REGION}, about {PRICES_AS_OF}; a pool's usd_per_h overrides them."
+    console.print(source, style="dim")
     if cost.unpriced:
         console.print(
             Text.assemble(("note ", "yellow"), f"no price known for pool {', '.join(cost.unpriced)}; give it usd_per_h")

@@ -172,6 +172,8 @@ def _start(platform: Platform, console: Console, no_emulator: bool) -> RunState:
         environment = {"PYTHONPATH": _python_path(), "COTENANT_HOME": str(home())}
         if emulator_host:
             environment["PUBSUB_EMULATOR_HOST"] = emulator_host
+        elif platform.gke is None:
+            environment["COTENANT_JOBS_SOURCE"] = "memory"
         try:
             node = ray_node.start(
                 spec, environment, lambda waited_s: status.update(f"Ray starts ({waited_s:.0f} s)")
@@ -302,8 +304,11 @@ def _why(names: list[str], applications: Mapping[str, ApplicationStatus], before
 
 
 def _last_words(message: str, lines: int = 12) -> str:
-    """The telling end of a message that may hold a long remote traceback."""
+    """What a message that may hold remote tracebacks comes to: its last exception's own text, or its end."""
     kept = [line for line in message.strip().splitlines() if line.strip()]
+    frames = [number for number, line in enumerate(kept) if line.startswith(("  File ", "    ", "Traceback "))]
+    if frames and frames[-1] + 1 < len(kept):
+        kept = kept[frames[-1] + 1 :]
     return "\n".join(kept[-lines:])
 
 

@@ -96,7 +96,7 @@ class GpuBudget(Model):
 
 
 class _Range(Model):
-    """A lowest and a highest count. A file that gives only `min` above the usual max means exactly that many."""
+    """A lowest and a highest count. Where a file gives `min` alone, `max` is as high."""
 
     min: int
     max: int
@@ -210,7 +210,8 @@ class Jobs(Model):
     dead_letter: str = Field("dead", description="Topic for messages that can never succeed, with the reason.")
     max_attempts: int = Field(5, ge=1, le=100, description="Deliveries of one job before it is dead-lettered.")
     store: str = Field(
-        "./results", description="Where result objects go: a folder, gs://bucket/prefix, s3://bucket/prefix or memory://."
+        "./results",
+        description="Where result objects go: a folder, gs://bucket/prefix, s3://bucket/prefix or memory://.",
     )
     lease_s: int = Field(60, ge=10, le=600, description="Message lease (ack deadline); extended while work runs.")
     ingresses: int = Field(1, ge=0, le=100, description="Ingress replicas; 0 serves no jobs.")
@@ -273,7 +274,8 @@ class Platform(Model):
         if len(front) == len(self.pools):
             raise Misplaced("have no accelerator, so no workload can run; give one of them one (cpu will do)", "pools")
         if len(front) > 1:
-            raise Misplaced(f"{' and '.join(front)} have no accelerator; the front doors take one pool, drop one", "pools")
+            both = " and ".join(front)
+            raise Misplaced(f"{both} have no accelerator; the front doors take one such pool, drop the others", "pools")
         return self
 
     @model_validator(mode="after")
@@ -299,8 +301,8 @@ class Platform(Model):
 class Environment(Model):
     """One environment: its pools, and values merged over the shared ones."""
 
-    pools: dict[Name, Pool] = Field(min_length=1)
-    gke: Gke | None = None
+    pools: dict[Name, Pool] = Field(min_length=1, description="Pools of identical nodes, by name.")
+    gke: Gke | None = Field(None, description="Where on Google Cloud it lives.")
     workloads: dict[Name, Workload] = Field(default_factory=dict, description="Merged over the shared workloads.")
     jobs: Jobs | None = Field(None, description="Merged over the shared jobs section.")
     gateway: Gateway | None = Field(None, description="Merged over the shared gateway section.")

@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cotenant.config.load import OVERLAID
 from cotenant.config.model import PlatformFile
 
 COMMITTED = Path(__file__).with_name("schema.json")
-_OVERLAID = ("workloads", "jobs", "gateway")
 
 
 def json_schema() -> dict[str, Any]:
@@ -22,9 +22,22 @@ def json_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     definitions = schema["$defs"]
     environment = definitions["Environment"]["properties"]
-    for section in _OVERLAID:
+    for section in OVERLAID:
         environment[section] = _overlay(environment[section], definitions)
+    _close(schema)
     return schema
+
+
+def _close(node: Any) -> None:
+    """Make editors refuse what is no name, wherever a mapping is keyed by names."""
+    if isinstance(node, dict):
+        if "patternProperties" in node:
+            node["additionalProperties"] = False
+        for value in node.values():
+            _close(value)
+    elif isinstance(node, list):
+        for item in node:
+            _close(item)
 
 
 def _overlay(node: Any, definitions: dict[str, Any]) -> Any:
@@ -41,7 +54,7 @@ def _overlay(node: Any, definitions: dict[str, Any]) -> Any:
                 definitions[f"{name}Overlay"] = {}
                 definitions[f"{name}Overlay"] = _overlay(definitions[name], definitions)
             copy[key] = f"#/$defs/{name}Overlay"
-        elif key not in ("required", "default", "minProperties"):
+        elif key not in ("required", "oneOf", "default", "minProperties"):
             copy[key] = _overlay(value, definitions)
     return copy
 

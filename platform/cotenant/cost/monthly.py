@@ -85,7 +85,5 @@ def monthly_cost(platform: Platform, plan: Plan) -> Cost:
                 max(pool.nodes.min, -(-gpus // pool.gpus_per_node))
                 for gpus in (sum(b.replicas_min for b in here), sum(b.placed_max for b in here))
             )
-        costs.append(
-            PoolCost(name, pool.holds_workloads, node_usd_per_h(pool), at_min, at_max, whole_min, whole_max)
-        )
+        costs.append(PoolCost(name, pool.holds_workloads, node_usd_per_h(pool), at_min, at_max, whole_min, whole_max))
     return Cost(tuple(costs))

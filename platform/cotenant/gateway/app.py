@@ -134,7 +134,7 @@ class _Door:
         return _json(200, self._card(model, cards[model]))
 
     async def templates(self, request: Request) -> Response:
-        """Lists the mockup templates with their workload and its renderer's variant; says which workload can't tell."""
+        """Lists the mockup templates, and what each renderer is and allows; says which workload can't tell."""
         visit = visit_of(request.scope)
         call = Call(
             TEMPLATES_URL,
@@ -149,16 +149,17 @@ class _Door:
 
         mockups = self._directory().of_kind("mockup")
         answers = await while_connected(ask_all(), request.receive)
+        broken = [answer for answer in answers if "error" in answer]
+        if mockups and len(broken) == len(mockups):
+            text = "; ".join(f"{answer['workload']}: {answer['error']}" for answer in broken)
+            raise WorkloadUnavailable(f"no mockup workload could tell its templates: {text}")
         data = [
             {**template, "workload": answer["workload"], "variant": answer.get("variant")}
             for answer in answers
-            for template in answer.get("templates", ())
+            for template in answer.pop("data", ())
         ]
-        missing = [answer for answer in answers if "error" in answer]
-        if mockups and len(missing) == len(mockups):
-            text = "; ".join(f"{answer['workload']}: {answer['error']}" for answer in missing)
-            raise WorkloadUnavailable(f"no mockup workload could tell its templates: {text}")
-        return _json(200, {"object": "list", "data": data, **({"unavailable": missing} if missing else {})})
+        renderers = [answer for answer in answers if answer not in broken]
+        return _json(200, {"object": "list", "data": data, "renderers": renderers, "unavailable": broken})
 
     async def healthz(self) -> Response:
         """200 while the gateway itself runs."""
@@ -199,7 +200,7 @@ class _Door:
             elif isinstance(wanted, str) and wanted:
                 reply = error_reply(404, str(error), param=chooser, code=f"{chooser}_not_found")
             else:
-                reply = error_reply(400, str(error), param=chooser, code=f"{chooser}_missing")
+                reply = error_reply(400, str(error), param=chooser, code="missing_required_parameter")
             raise Refused(reply) from None
 
     async def _pass_on(
@@ -258,11 +259,7 @@ class _Door:
             return {"workload": served.name, "error": str(error) or f"no answer within {_TEMPLATES_TIMEOUT_S:g} s"}
         if not reply.ok:
             return {"workload": served.name, "error": answer.get("error", {}).get("message", f"status {reply.status}")}
-        return {
-            "workload": served.name,
-            "variant": answer.get("variant"),
-            "templates": answer.get("data", answer.get("templates", [])),
-        }
+        return {"workload": served.name, **{name: value for name, value in answer.items() if name != "object"}}
 
     def _card(self, name: str, served: Served) -> dict[str, Any]:
         return {

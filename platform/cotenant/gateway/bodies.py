@@ -22,7 +22,7 @@ MULTIPART = "multipart/form-data"
 _MAX_FILES = 4
 _MAX_FIELDS = 64
 #: Form fields that stay text though they may look like a number or JSON.
-_TEXT_FIELDS = frozenset({"template", "fit", "format", "background"})
+_TEXT_FIELDS = frozenset({"template", "artwork", "fit", "format", "background"})
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:

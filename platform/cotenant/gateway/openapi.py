@@ -8,17 +8,21 @@ from fastapi import FastAPI
 
 _MODEL = {"type": "string", "description": "A name that GET /v1/models lists."}
 _STREAM = {"type": "boolean", "default": False, "description": "Answer with server-sent events."}
-_ARTWORK = {
-    "description": 'Base64, a data: URL or an http(s) URL as text, or {"base64": …}, {"url": …}; '
-    "in a form, the picture's file.",
-}
+_ARTWORK = {"type": "string", "description": "PNG, JPEG or WebP up to 20 MB: base64, a data URL or an http(s) URL."}
 _MOCKUP = {
     "template": {"type": "string", "description": "A name that GET /v1/mockups/templates lists."},
     "fit": {"type": "string", "enum": ["cover", "contain", "stretch"]},
-    "samples": {"type": "integer", "description": "Samples per pixel."},
+    "size": {
+        "oneOf": [{"type": "integer"}, {"type": "string"}],
+        "description": 'Side of a square render in pixels, or "WIDTHxHEIGHT".',
+    },
+    "width": {"type": "integer", "description": "Pixels; needs height."},
+    "height": {"type": "integer", "description": "Pixels; needs width."},
+    "samples": {"type": "integer", "description": "Light paths per pixel: less noise for more time."},
     "seed": {"type": "integer", "description": "The same request with the same seed gives the same bytes."},
-    "background": {"type": "string", "description": "A colour, or transparent."},
+    "background": {"type": "string", "description": '"#rgb", "#rrggbb" or "transparent".'},
     "format": {"type": "string", "enum": ["png", "webp", "jpeg"]},
+    "quality": {"type": "integer", "description": "1 to 100, for jpeg and webp."},
 }
 
 _BODIES: dict[str, dict[str, Any]] = {

@@ -4,10 +4,9 @@
 has 79.65 GiB, a "24 GB" L4 22.49). `reserve_gib` is what no budget may have: the driver's own reservation and
 the contexts' fixed part that no allocator counts. Plans use the rest, rounded down to a tenth.
 
-Sources. Names: the values of GKE's node label cloud.google.com/gke-accelerator. Totals: `nvidia-smi`'s MiB
-(T4 15,360; L4 23,034; A100 40,960 and 81,920; H100 81,559; H200 143,771) as listed at
-thundergolfer.com/blog/nvidia-gpu-memory-capacity; RTX PRO 6000 (97,887), B200 (183,359), V100 (16,384) and
-P100 (16,384) from published nvidia-smi listings. The reserve is our own figure, not a measured one: a pool's
+Sources. Names: the values of GKE's node label cloud.google.com/gke-accelerator. Totals: `nvidia-smi`'s MiB as
+listed at thundergolfer.com/blog/nvidia-gpu-memory-capacity (T4, L4, A100, H100, H200); those of P100, V100, RTX PRO
+6000 and B200 were not checked against a source. The reserve is our own figure, not a measured one: a pool's
 `vram_gib` overrides what comes of it.
 """
 
@@ -72,7 +71,7 @@ def usable_gib(name: str, pool: Pool) -> float:
             return pool.vram_gib
         near = difflib.get_close_matches(accelerator, ACCELERATORS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(ACCELERATORS)}, {CPU}."
-        raise PlanError(f"pool {name} has the accelerator {accelerator!r}; {hint} For any other, give the pool vram_gib")
+        raise PlanError(f"pool {name} has the accelerator {accelerator!r}; {hint} Or give the pool vram_gib")
     if pool.vram_gib is None:
         return listed.usable_gib
     if pool.vram_gib > listed.total_gib:

@@ -3,16 +3,17 @@
 **List prices, to be overridden by a pool's `usd_per_h`.** Google Cloud, region us-central1, USD per hour of one
 node with its GPUs, without disks, network, GKE's fee, taxes and discounts.
 
-On-demand figures are the sum of the published component prices (vCPU, GiB, GPU), as of `PRICES_AS_OF`:
-E2 0.021811 / 0.002923; N1 0.031611 / 0.004237; G2 0.024988 / 0.002927 / L4 0.560040; T4 0.35; A2 0.031611 /
-0.004237 / A100 2.933908, A100 80 GB 3.928 with its local SSD; A3 11.0613 a GPU in all. a2-highgpu-1g (3.673385,
-spot 1.293355) was read from a published export of Google's price catalogue of 2025-03-06, and so were A2's and
-A3's vCPU and memory parts; g2-standard-4/8 (0.71, 0.85), n1-standard-4/8 (0.19, 0.38), T4 (0.35),
-a3-highgpu-8g (88.49), a2-ultragpu-8g (40.2 to 40.6) and g4-standard-48 (4.50) were cross-checked with other
-published tables.
+How well each figure is known:
 
-**Spot prices change up to daily.** The figures here are 40 % of on-demand (the discount Google long guaranteed
-as the least) except where one was read, and are good for comparing pools, not for a budget.
+- read: a2-highgpu-1g and -2g, on-demand and spot, from an export of Google's price catalogue generated on
+  `PRICES_AS_OF` (github.com/Cyclenerd/google-cloud-pricing-cost-calculator, pricing.yml);
+- agreeing with other published tables to the cent, dates unknown: g2-standard-4 and -8, n1-standard-4 and -8, the
+  T4, a3-highgpu-8g; g4-standard-48 as published in 2026-07;
+- computed from component prices or as multiples of those, and not checked again: all other rows. A published
+  table has a2-ultragpu-8g at 40.22 where this one says 40.55.
+
+**Spot prices change up to daily.** Where none was read they are 40 % of on-demand, the least discount that Google's
+spot page used to promise (60 to 91 %): good for comparing pools, not for a budget.
 """
 
 from __future__ import annotations
@@ -33,56 +34,51 @@ class Machine:
     name: str
     vcpus: int
     memory_gib: float
-    usd_per_h: float
-    spot_usd_per_h: float
+    on_demand_usd_per_h: float
     accelerator: str | None = None
     gpus: int | None = 0
+    read_spot_usd_per_h: float | None = None
 
-
-def _machine(
-    name: str,
-    vcpus: int,
-    memory_gib: float,
-    usd_per_h: float,
-    accelerator: str | None = None,
-    gpus: int | None = 0,
-    spot_usd_per_h: float | None = None,
-) -> Machine:
-    spot = spot_usd_per_h if spot_usd_per_h is not None else round(usd_per_h * _SPOT_OF_ON_DEMAND, 4)
-    return Machine(name, vcpus, memory_gib, usd_per_h, spot, accelerator, gpus)
+    def usd_per_h(self, *, spot: bool) -> float:
+        """List price of one node per hour, without attached GPUs."""
+        if not spot:
+            return self.on_demand_usd_per_h
+        if self.read_spot_usd_per_h is not None:
+            return self.read_spot_usd_per_h
+        return round(self.on_demand_usd_per_h * _SPOT_OF_ON_DEMAND, 4)
 
 
 MACHINES = {
     machine.name: machine
     for machine in (
-        _machine("e2-standard-2", 2, 8, 0.0670),
-        _machine("e2-standard-4", 4, 16, 0.1340),
-        _machine("e2-standard-8", 8, 32, 0.2680),
-        _machine("e2-standard-16", 16, 64, 0.5360),
-        _machine("n1-standard-4", 4, 15, 0.1900, gpus=None),
-        _machine("n1-standard-8", 8, 30, 0.3800, gpus=None),
-        _machine("n1-standard-16", 16, 60, 0.7600, gpus=None),
-        _machine("g2-standard-4", 4, 16, 0.7068, "nvidia-l4", 1),
-        _machine("g2-standard-8", 8, 32, 0.8536, "nvidia-l4", 1),
-        _machine("g2-standard-12", 12, 48, 1.0004, "nvidia-l4", 1),
-        _machine("g2-standard-16", 16, 64, 1.1472, "nvidia-l4", 1),
-        _machine("g2-standard-24", 24, 96, 2.0008, "nvidia-l4", 2),
-        _machine("g2-standard-32", 32, 128, 1.7343, "nvidia-l4", 1),
-        _machine("g2-standard-48", 48, 192, 4.0016, "nvidia-l4", 4),
-        _machine("g2-standard-96", 96, 384, 8.0032, "nvidia-l4", 8),
-        _machine("g4-standard-48", 48, 180, 4.50, "nvidia-rtx-pro-6000", 1),
-        _machine("a2-highgpu-1g", 12, 85, 3.6734, "nvidia-tesla-a100", 1, spot_usd_per_h=1.2934),
-        _machine("a2-highgpu-2g", 24, 170, 7.3468, "nvidia-tesla-a100", 2, spot_usd_per_h=2.5867),
-        _machine("a2-highgpu-4g", 48, 340, 14.6935, "nvidia-tesla-a100", 4, spot_usd_per_h=5.1734),
-        _machine("a2-highgpu-8g", 96, 680, 29.3871, "nvidia-tesla-a100", 8, spot_usd_per_h=10.3468),
-        _machine("a2-ultragpu-1g", 12, 170, 5.0688, "nvidia-a100-80gb", 1),
-        _machine("a2-ultragpu-2g", 24, 340, 10.1376, "nvidia-a100-80gb", 2),
-        _machine("a2-ultragpu-4g", 48, 680, 20.2752, "nvidia-a100-80gb", 4),
-        _machine("a2-ultragpu-8g", 96, 1360, 40.5504, "nvidia-a100-80gb", 8),
-        _machine("a3-highgpu-1g", 26, 234, 11.0613, "nvidia-h100-80gb", 1),
-        _machine("a3-highgpu-2g", 52, 468, 22.1225, "nvidia-h100-80gb", 2),
-        _machine("a3-highgpu-4g", 104, 936, 44.2450, "nvidia-h100-80gb", 4),
-        _machine("a3-highgpu-8g", 208, 1872, 88.4900, "nvidia-h100-80gb", 8),
+        Machine("e2-standard-2", 2, 8, 0.0670),
+        Machine("e2-standard-4", 4, 16, 0.1340),
+        Machine("e2-standard-8", 8, 32, 0.2680),
+        Machine("e2-standard-16", 16, 64, 0.5360),
+        Machine("n1-standard-4", 4, 15, 0.1900, gpus=None),
+        Machine("n1-standard-8", 8, 30, 0.3800, gpus=None),
+        Machine("n1-standard-16", 16, 60, 0.7600, gpus=None),
+        Machine("g2-standard-4", 4, 16, 0.7068, "nvidia-l4", 1),
+        Machine("g2-standard-8", 8, 32, 0.8536, "nvidia-l4", 1),
+        Machine("g2-standard-12", 12, 48, 1.0004, "nvidia-l4", 1),
+        Machine("g2-standard-16", 16, 64, 1.1472, "nvidia-l4", 1),
+        Machine("g2-standard-24", 24, 96, 2.0008, "nvidia-l4", 2),
+        Machine("g2-standard-32", 32, 128, 1.7343, "nvidia-l4", 1),
+        Machine("g2-standard-48", 48, 192, 4.0016, "nvidia-l4", 4),
+        Machine("g2-standard-96", 96, 384, 8.0032, "nvidia-l4", 8),
+        Machine("g4-standard-48", 48, 180, 4.50, "nvidia-rtx-pro-6000", 1),
+        Machine("a2-highgpu-1g", 12, 85, 3.6734, "nvidia-tesla-a100", 1, 1.2934),
+        Machine("a2-highgpu-2g", 24, 170, 7.3468, "nvidia-tesla-a100", 2, 2.5867),
+        Machine("a2-highgpu-4g", 48, 340, 14.6935, "nvidia-tesla-a100", 4, 5.1734),
+        Machine("a2-highgpu-8g", 96, 680, 29.3871, "nvidia-tesla-a100", 8, 10.3468),
+        Machine("a2-ultragpu-1g", 12, 170, 5.0688, "nvidia-a100-80gb", 1),
+        Machine("a2-ultragpu-2g", 24, 340, 10.1376, "nvidia-a100-80gb", 2),
+        Machine("a2-ultragpu-4g", 48, 680, 20.2752, "nvidia-a100-80gb", 4),
+        Machine("a2-ultragpu-8g", 96, 1360, 40.5504, "nvidia-a100-80gb", 8),
+        Machine("a3-highgpu-1g", 26, 234, 11.0613, "nvidia-h100-80gb", 1),
+        Machine("a3-highgpu-2g", 52, 468, 22.1225, "nvidia-h100-80gb", 2),
+        Machine("a3-highgpu-4g", 104, 936, 44.2450, "nvidia-h100-80gb", 4),
+        Machine("a3-highgpu-8g", 208, 1872, 88.4900, "nvidia-h100-80gb", 8),
     )
 }
 
@@ -106,7 +102,7 @@ def node_usd_per_h(pool: Pool) -> float | None:
     machine = MACHINES.get(pool.machine)
     if machine is None:
         return None
-    price = machine.spot_usd_per_h if pool.spot else machine.usd_per_h
+    price = machine.usd_per_h(spot=pool.spot)
     if machine.gpus is not None or pool.accelerator is None:
         return price
     attached = ATTACHED.get(pool.accelerator)

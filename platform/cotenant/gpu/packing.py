@@ -40,27 +40,30 @@ class Gpus:
         if gpu is None:
             if not self._may_grow() or demand.ticks > GPU_TICKS or demand.kib > self._kib:
                 return None
-            gpu = len(self.held)
-            self.held.append({})
-            self.free_ticks.append(GPU_TICKS)
-            self.free_kib.append(self._kib)
-            self._index(gpu)
+            gpu = self._append({}, GPU_TICKS, self._kib)
         held = self.held[gpu]
         held[demand.workload] = held.get(demand.workload, 0) + 1
         self._change(gpu, -demand.ticks, -demand.kib)
         return gpu
 
-    def place_all(self, demand: Demand, count: int) -> bool:
-        """Place `count` replicas, or none of them."""
+    def place_all(self, demand: Demand, count: int) -> int:
+        """Place `count` replicas, or none of them. How many there was room for."""
         placed: list[int] = []
-        for _ in range(count):
+        for done in range(count):
             gpu = self.place(demand)
             if gpu is None:
-                for done in reversed(placed):
-                    self.remove(done, demand)
-                return False
+                for earlier in reversed(placed):
+                    self.remove(earlier, demand)
+                return done
             placed.append(gpu)
-        return True
+        return count
+
+    def copy(self) -> Gpus:
+        """The same GPUs, to be filled further without changing these."""
+        twin = Gpus(self._kib, self.limit)
+        for held, ticks, kib in zip(self.held, self.free_ticks, self.free_kib, strict=True):
+            twin._append(dict(held), ticks, kib)
+        return twin
 
     def remove(self, gpu: int, demand: Demand) -> None:
         """Take one replica off a GPU."""
@@ -72,11 +75,9 @@ class Gpus:
 
     def add_filled(self, content: Sequence[tuple[Demand, int]]) -> None:
         """Add a GPU that holds `content`, which must fit it."""
-        gpu = len(self.held)
-        self.held.append({demand.workload: count for demand, count in content})
-        self.free_ticks.append(GPU_TICKS - sum(demand.ticks * count for demand, count in content))
-        self.free_kib.append(self._kib - sum(demand.kib * count for demand, count in content))
-        self._index(gpu)
+        ticks = GPU_TICKS - sum(demand.ticks * count for demand, count in content)
+        kib = self._kib - sum(demand.kib * count for demand, count in content)
+        self._append({demand.workload: count for demand, count in content}, ticks, kib)
 
     def has_room(self, demand: Demand) -> bool:
         """Whether one more such replica would fit, on a GPU in use or on a further one."""
@@ -107,6 +108,13 @@ class Gpus:
             candidates >>= step + 1
             free += 1
         return None
+
+    def _append(self, held: dict[str, int], free_ticks: int, free_kib: int) -> int:
+        self.held.append(held)
+        self.free_ticks.append(free_ticks)
+        self.free_kib.append(free_kib)
+        self._index(len(self.held) - 1)
+        return len(self.held) - 1
 
     def _change(self, gpu: int, ticks: int, kib: int) -> None:
         bucket = self._by_free[self.free_ticks[gpu]]

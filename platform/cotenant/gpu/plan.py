@@ -197,12 +197,14 @@ def _assign(platform: Platform, pools: Mapping[str, _PoolState]) -> None:
             problems.append(_too_large(name, workload, allowed))
             continue
         fitting.sort(key=lambda pair: pair[0].price(pair[1]))
+        rooms = []
         for state, demand in fitting:
-            if state.gpus.place_all(demand, workload.replicas.min):
+            rooms.append(state.gpus.place_all(demand, workload.replicas.min))
+            if rooms[-1] == workload.replicas.min:
                 state.demands[name] = demand
                 break
         else:
-            problems.append(_no_room(name, workload, fitting))
+            problems.append(_no_room(name, workload, [state for state, _ in fitting], rooms))
     if problems:
         raise PlanError("\n".join(problems))
 
@@ -217,7 +219,7 @@ def _fill(state: _PoolState, workloads: Mapping[str, Workload]) -> tuple[Gpus, G
     demands = state.demands.values()
     at_max, left = pack(demands, {name: workloads[name].replicas.max for name in state.demands}, state.kib, state.limit)
     if left:
-        at_max, _ = pack(demands, {name: workloads[name].replicas.min for name in state.demands}, state.kib, state.limit)
+        at_max = at_min.copy()
         more = {name: workloads[name].replicas.max - workloads[name].replicas.min for name in state.demands}
         left = grow(at_max, demands, more)
     elif at_max.in_use < at_min.in_use:
@@ -275,15 +277,21 @@ def _too_large(name: str, workload: Workload, allowed: list[_PoolState]) -> str:
     )
 
 
-def _no_room(name: str, workload: Workload, fitting: list[tuple[_PoolState, Demand]]) -> str:
-    """Why the minimum of a workload has no room; the pool to change is the one where a replica costs least."""
-    state = fitting[0][0]
-    left_gib = state.gpus.emptiest_free_ticks() / GPU_TICKS * state.usable_gib
-    replicas = f"{workload.replicas.min} replicas of " if workload.replicas.min > 1 else ""
-    elsewhere = f" (nor do {', '.join(s.name for s, _ in fitting[1:])} have room)" if len(fitting) > 1 else ""
+def _no_room(name: str, workload: Workload, states: list[_PoolState], rooms: list[int]) -> str:
+    """Why a workload's minimum has no room. The pool to change is the first: a replica costs least there."""
+    state, need = states[0], workload.replicas.min
+    have = f"pool {state.name} has room for {rooms[0]}"
+    if not rooms[0]:
+        left_gib = state.gpus.emptiest_free_ticks() / GPU_TICKS * state.usable_gib
+        # Shares are rounded up, so budgets that fill a GPU to the last byte may miss it by a hair: show the hair.
+        left = f"{left_gib:.1f}" if round(left_gib, 1) < workload.gpu.vram_gib else f"{left_gib - 0.0005:.3f}"
+        have = (
+            f"the emptiest {state.pool.accelerator} of pool {state.name} has {left} of {state.usable_gib:.1f} GiB left"
+        )
+    nor = f" (nor does {' or '.join(s.name for s in states[1:])} have room)" if len(states) > 1 else ""
+    times = "" if need == 1 else f"{need} x "
     return (
-        f"{name} needs {replicas}{workload.gpu.vram_gib:g} GiB at minimum, but the emptiest {state.pool.accelerator} of "
-        f"pool {state.name} has {left_gib:.1f} of {state.usable_gib:.1f} GiB left{elsewhere}; lower vram_gib or "
+        f"{name} needs {times}{workload.gpu.vram_gib:g} GiB at minimum, but {have}{nor}; lower its vram_gib or "
         f"replicas.min, or let pool {state.name} grow past {_nodes(state.pool.nodes.max)}"
     )
 

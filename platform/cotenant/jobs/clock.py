@@ -49,12 +49,17 @@ class ManualClock:
     async def advance(self, seconds: float) -> None:
         """Let `seconds` pass, stopping at each sleeper's time so that what it starts happens then."""
         end = self._now + seconds
+        await _let_tasks_run()
         while self._sleepers and self._sleepers[0][0] <= end:
             self._now, _, woken = heapq.heappop(self._sleepers)
             if not woken.done():
                 woken.set_result(None)
-            for _ in range(20):
-                await asyncio.sleep(0)
+            await _let_tasks_run()
         self._now = end
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await _let_tasks_run()
+
+
+async def _let_tasks_run() -> None:
+    """Enough turns of the loop for what is ready, and for what that makes ready."""
+    for _ in range(20):
+        await asyncio.sleep(0)

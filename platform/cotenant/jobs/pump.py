@@ -33,6 +33,8 @@ from cotenant.telemetry.logs import event
 
 STATUS_EVERY_S = 1.0
 MAX_BACKOFF_S = 15.0
+#: A pull ends by itself long before this; the drain waits no longer for one that does not.
+PULL_ENDS_WITHIN_S = 15.0
 #: A loop that has not come round for this long is stuck: every wait in it is shorter.
 STUCK_AFTER_S = 180.0
 
@@ -105,7 +107,7 @@ class Pump:
         if pull is not None:
             if not self._pulling:
                 pull.cancel()
-            await asyncio.wait({pull})
+            await asyncio.wait({pull}, timeout=max(timeout_s, PULL_ENDS_WITHIN_S))
         await self._hand_back()
         while self._held and (left := deadline - self._clock.now()) > 0:
             timer = asyncio.ensure_future(self._clock.sleep(left))

@@ -61,6 +61,7 @@ class Work:
     delivery: Delivery
     phase: Phase = Phase.WAITING
     job: Job | None = None
+    workload: str = ""
     reply: Reply | None = None
     result: Result | None = None
     visible: bool = False
@@ -147,7 +148,8 @@ class Steps:
             work.reply = error_reply(400, "a job has nobody to stream to; leave stream out", param="stream")
             work.ended = Outcome.REFUSED
             return None
-        if self._crowded(served):
+        work.workload = served.name
+        if self._crowded(work, served):
             work.reason = self._why_not_ready(served)
             return Outcome.CROWDED_OUT
         work.phase = Phase.WAITING
@@ -197,11 +199,12 @@ class Steps:
             work.announced = True
         return Outcome.BURIED
 
-    def _crowded(self, served: Served) -> bool:
+    def _crowded(self, work: Work, served: Served) -> bool:
         """Whether a job of a workload that is down must make room for those of workloads that are up."""
         if self._ready(served) or not any(self._ready(other) for other in self.directory.workloads):
             return False
-        return self.slots.running[served.name] + self.slots.waiting(served.name) > self._jobs.look_ahead
+        kept = sum(w.undone and w.workload == served.name for w in self._owners.values() if w is not work)
+        return kept >= max(1, self._jobs.look_ahead)
 
     def _ready(self, served: Served) -> bool:
         status = self.status.get(served.name)

@@ -21,9 +21,6 @@ POOL_RESOURCE_PER_NODE = 1000.0
 _POOL_CRUMB = 0.001
 _DOOR_CPUS = 0.1
 
-#: Longest a replica may take to finish what it has when it is told to stop.
-_DRAIN_S = 60.0
-
 
 def pool_resource(pool: str) -> str:
     """Name of the custom Ray resource that every node of `pool` offers."""
@@ -47,9 +44,12 @@ def _workload(name: str, workload: Workload, plan: Plan) -> dict[str, Any]:
         "name": "Replica",
         **_replicas(workload),
         "max_ongoing_requests": workload.slots,
-        "max_surge_percent": 100 if plan.has_surge_room(name) else 0,
-        "graceful_shutdown_wait_loop_s": 1.0,
-        "graceful_shutdown_timeout_s": min(workload.deadline_s, _DRAIN_S),
+        "max_queued_requests": workload.queue,
+        # Serve rounds the percentage up to whole replicas, and the plan has room for one.
+        "max_surge_percent": max(1, 100 // workload.replicas.max) if plan.has_surge_room(name) else 0,
+        # A replica that goes may finish what it has; no request may take longer than the deadline anyway.
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "graceful_shutdown_timeout_s": workload.deadline_s,
         "health_check_period_s": 10.0,
         "health_check_timeout_s": 60.0,
         **_resources(workload, booking),
@@ -97,19 +97,19 @@ def _resources(workload: Workload, booking: Booking) -> dict[str, Any]:
 
 def _gateway(platform: Platform) -> dict[str, Any]:
     arguments = {"gateway": platform.gateway.model_dump(mode="json")}
-    return _door(platform, "gateway", "Gateway", platform.gateway.replicas, arguments, drain_s=_DRAIN_S)
+    return _door(platform, "gateway", replicas=platform.gateway.replicas, arguments=arguments)
 
 
 def _ingress(platform: Platform) -> dict[str, Any]:
-    longest_s = max(workload.deadline_s for workload in platform.workloads.values())
     arguments = {"jobs": platform.jobs.model_dump(mode="json")}
-    return _door(platform, "ingress", "Ingress", platform.jobs.ingresses, arguments, drain_s=longest_s)
+    return _door(platform, "ingress", replicas=platform.jobs.ingresses, arguments=arguments)
 
 
-def _door(
-    platform: Platform, name: str, deployment: str, replicas: int, arguments: Mapping[str, Any], drain_s: float
-) -> dict[str, Any]:
-    """A front door: no GPU, on the front pool if there is one, told of the workloads by `user_config`."""
+def _door(platform: Platform, name: str, *, replicas: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A front door: no GPU, on the front pool if there is one, told of the workloads by `user_config`.
+
+    How it starts and drains is its own affair, so its builder's settings for that stand.
+    """
     options: dict[str, Any] = {"num_cpus": _DOOR_CPUS, "num_gpus": 0}
     if platform.front_pool is not None:
         options["resources"] = {pool_resource(platform.front_pool): _POOL_CRUMB}
@@ -124,14 +124,9 @@ def _door(
         "args": dict(arguments),
         "deployments": [
             {
-                "name": deployment,
+                "name": name.capitalize(),
                 "num_replicas": replicas,
-                "max_ongoing_requests": 1000,
-                "max_surge_percent": 100,
-                "graceful_shutdown_wait_loop_s": 0.5,
-                "graceful_shutdown_timeout_s": drain_s,
-                "health_check_period_s": 10.0,
-                "health_check_timeout_s": 30.0,
+                "max_ongoing_requests": 100,
                 "ray_actor_options": options,
                 "user_config": {"workloads": served},
             }

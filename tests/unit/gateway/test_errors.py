@@ -39,11 +39,11 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
         ("POST", URL, b"", 400, "invalid_json", "is not JSON"),
         ("POST", URL, b"[1]", 400, "invalid_json", "a JSON array; send a JSON object"),
         ("POST", URL, b"\xff", 400, "invalid_json", "is not JSON"),
-        ("POST", URL, b'{"messages": []}', 400, "model_missing", "needs model"),
-        ("POST", URL, b'{"model": 7}', 400, "model_missing", "needs model"),
+        ("POST", URL, b'{"messages": []}', 400, "missing_required_parameter", "needs model"),
+        ("POST", URL, b'{"model": 7}', 400, "missing_required_parameter", "needs model"),
         ("POST", URL, b'{"model": "tinny"}', 404, "model_not_found", "did you mean 'tiny'?"),
         ("POST", "/v1/mockups", b'{"template": "mugg"}', 404, "template_not_found", "did you mean 'mug'?"),
-        ("POST", "/v1/mockups", b"{}", 400, "template_missing", "needs template"),
+        ("POST", "/v1/mockups", b"{}", 400, "missing_required_parameter", "needs template"),
     ],
 )
 async def test_a_wrong_request_is_told_what_is_wrong(

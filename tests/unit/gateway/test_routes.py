@@ -89,7 +89,12 @@ async def test_templates_of_all_renderers_are_merged_and_say_their_variant() -> 
     def renderer(variant: str, *names: str) -> Any:
         def answer(call: Call) -> Reply:
             assert (call.method, call.url) == ("GET", "/v1/mockups/templates")
-            return Reply(200, json.dumps({"variant": variant, "data": [{"id": name} for name in names]}).encode())
+            return Reply(
+                200,
+                json.dumps(
+                    {"object": "list", "variant": variant, "formats": ["png"], "data": [{"id": name} for name in names]}
+                ).encode(),
+            )
 
         return answer
 
@@ -104,6 +109,10 @@ async def test_templates_of_all_renderers_are_merged_and_say_their_variant() -> 
         {"id": "mug", "workload": "mockups", "variant": "llvm"},
         {"id": "poster", "workload": "mockups", "variant": "llvm"},
         {"id": "flyer", "workload": "posters", "variant": "cuda"},
+    ]
+    assert answer["renderers"] == [
+        {"workload": "mockups", "variant": "llvm", "formats": ["png"]},
+        {"workload": "posters", "variant": "cuda", "formats": ["png"]},
     ]
     assert answer["unavailable"] == [{"workload": "broken", "error": "no replica is ready"}]
 

@@ -153,6 +153,8 @@ def ray_environment(token: Path) -> dict[str, str]:
         # Ray's own switch for "this machine only": with it every Ray port binds to 127.0.0.1.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Serve's replicas do not follow that switch; deployments/loopback.py does.
+        "COTENANT_LOOPBACK_ONLY": "1",
     }
 
 

@@ -80,7 +80,7 @@ def materialise(model: Model, home: Path) -> str:
     folder = home / "models" / f"{model.name}-{_CONVERSION}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_suffix(".lock")):
+        with _lock(folder.with_name(folder.name + ".lock")):
             if not folder.is_dir():
                 _appear(folder, _gguf_of(model.source))
     return str(folder)
@@ -88,7 +88,7 @@ def materialise(model: Model, home: Path) -> str:
 
 def home() -> Path:
     """The folder for caches and state: COTENANT_HOME, or ~/.cache/cotenant."""
-    return Path(os.environ.get("COTENANT_HOME") or "~/.cache/cotenant").expanduser()
+    return Path(os.environ.get("COTENANT_HOME") or "~/.cache/cotenant").expanduser().absolute()
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def fitted(image: Image.Image, fit: Fit, size: tuple[int, int], base_rgb: tuple[
     elif fit == "contain":
         scale = min(width / wide, height / tall)
         target = (min(width, max(1, round(wide * scale))), min(height, max(1, round(tall * scale))))
-    piece = image.resize(target, Image.Resampling.LANCZOS, box=box, reducing_gap=2.0)
+    piece = image.resize(target, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
     slot = Image.new("RGB", size, base_rgb)
     mask = piece if piece.mode == "RGBA" else None
     slot.paste(piece, ((width - target[0]) // 2, (height - target[1]) // 2), mask)

@@ -7,6 +7,8 @@ The backdrop is put behind the product here, not in the scene, so a background c
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -55,34 +57,71 @@ def composed(light: Floats, shadow: Floats | None, background_rgb: tuple[int, in
 
     `light` is (h, w, 4), premultiplied; `shadow` is (h, w), 1 where the backdrop is fully lit.
     """
-    cover = np.clip(light[..., 3:], 0.0, 1.0)
-    product = _toned(light[..., :3] / np.maximum(cover, 1e-4)) * cover
-    kept = np.ones_like(cover) if shadow is None else shadow[..., None]
+    cover = np.clip(light[..., 3], 0.0, 1.0)
+    rgb = np.ascontiguousarray(light[..., :3])
+    # Tone bends the product's own light, not its mixture with nothing at the edges.
+    edge = (cover > 0) & (cover < 1)
+    rgb[edge] /= cover[edge, None]
+    _tone(rgb)
+    rgb[edge] *= cover[edge, None]
     if background_rgb is not None:
-        behind = np.take(_LINEAR, np.array(background_rgb))
-        return _bytes(product + (1 - cover) * kept * behind)
-    alpha = cover + (1 - cover) * (1 - kept)
-    straight = _bytes(product / np.maximum(alpha, 1e-4))
-    return np.concatenate([straight, np.round(alpha * 255).astype(np.uint8)], axis=2)
+        room = 1 - cover if shadow is None else (1 - cover) * shadow
+        for channel, byte in enumerate(background_rgb):
+            rgb[..., channel] += room * _LINEAR[byte]
+        return _bytes(rgb)
+    alpha = cover if shadow is None else cover + (1 - cover) * (1 - shadow)
+    mixed = (alpha > 0) & (cover < 1)
+    rgb[mixed] /= alpha[mixed, None]
+    return np.dstack([_bytes(rgb), np.round(alpha * 255).astype(np.uint8)])
 
 
-def _toned(light: Floats) -> Floats:
-    over = np.maximum(light - _SHOULDER, 0.0) / (1 - _SHOULDER)
-    return np.asarray(np.minimum(light, _SHOULDER) + (1 - _SHOULDER) * over / (1 + over), dtype=np.float32)
+def _tone(light: Floats) -> None:
+    """Bends what is above the shoulder towards 1, in place; its slope is 1 where it begins."""
+    over = light - _SHOULDER
+    np.maximum(over, 0.0, out=over)
+    light -= over
+    over /= 1 + over / (1 - _SHOULDER)
+    light += over
 
 
 def _bytes(linear_light: Floats) -> Bytes:
-    index = np.sqrt(np.clip(linear_light, 0.0, 1.0)) * (_STEPS - 1) + 0.5
-    return np.take(_SRGB, index.astype(np.uint16))
+    index = np.sqrt(np.clip(linear_light, 0.0, 1.0))
+    index *= _STEPS - 1
+    index += 0.5
+    return np.take(_SRGB, index.astype(np.intp), mode="clip")
 
 
 def encoded(pixels: Bytes, form: Format, quality: int) -> bytes:
-    """The image file. Same pixels, same bytes (for one version of Pillow)."""
+    """The image file. Same pixels, same bytes (for one version of Pillow and zlib)."""
+    if form == "png":
+        return _png(pixels)
     options: dict[Format, dict[str, Any]] = {
-        "png": {"compress_level": 3},
         "jpeg": {"quality": quality, "subsampling": 0 if quality >= 90 else 2},
         "webp": {"quality": quality, "method": 2},
     }
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, form.upper(), **options[form])
     return out.getvalue()
+
+
+def _png(pixels: Bytes) -> bytes:
+    """A PNG of 8-bit RGB or RGBA: each row as differences to the left pixel, packed by run lengths and Huffman.
+
+    Pillow tries every row with every filter; on rendered, slightly noisy pictures that takes three times as long
+    for files 4 % smaller, and it would be a twentieth of a render's whole cost.
+    """
+    height, width, channels = pixels.shape
+    flat = pixels.reshape(height, width * channels)
+    rows = np.empty((height, 1 + width * channels), dtype=np.uint8)
+    rows[:, 0] = 1
+    rows[:, 1 : 1 + channels] = flat[:, :channels]
+    np.subtract(flat[:, channels:], flat[:, :-channels], out=rows[:, 1 + channels :])
+    packer = zlib.compressobj(1, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
+    data = packer.compress(rows.tobytes()) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 6 if channels == 4 else 2, 0, 0, 0)
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    chunks = ((b"IHDR", header), (b"sRGB", b"\0"), (b"IDAT", data), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, body) for kind, body in chunks)

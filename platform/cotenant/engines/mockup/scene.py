@@ -67,7 +67,8 @@ class Scene:
 
         The scalar back end takes one texture size only.
         """
-        longest = 2048 if max(width, height) > 1024 and not self._scalar else 1024
+        side = max(width, height)
+        longest = 1024 if self._scalar else 512 if side <= 512 else 1024 if side <= 1024 else 2048
         aspect = self.template.aspect
         return (longest, max(1, round(longest / aspect))) if aspect >= 1 else (max(1, round(longest * aspect)), longest)
 

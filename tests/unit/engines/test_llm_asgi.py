@@ -64,13 +64,15 @@ class Engine:
         return JSONResponse(body, status_code=201, headers={"X-Engine": "yes"})
 
     async def count(self, request: Request) -> Response:
+        then_s = 0 if await request.body() == b"end" else 60
+
         async def numbers() -> AsyncIterator[bytes]:
             try:
                 for number in range(5):
                     yield f"data: {number}\n\n".encode()
                     await asyncio.sleep(0)
                 self.begun.set()
-                await asyncio.sleep(0 if await request.body() == b"end" else 60)
+                await asyncio.sleep(then_s)
             except asyncio.CancelledError:
                 self.left.append("count")
                 raise

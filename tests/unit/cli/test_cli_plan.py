@@ -1,0 +1,177 @@
+"""The command line: plan, compile, schema; errors as clean lines; nothing heavy imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from cotenant.cli import COMMANDS, main
+from cotenant.gpu.plan import plan as make_plan
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[3]
+PLATFORM = ROOT / "deployments/platform.yaml"
+
+#: What neither help nor plan may need.
+HEAVY = ("ray", "torch", "vllm", "mitsuba", "google", "fastapi", "numpy", "httpx", "psutil", "obstore")
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def child(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize("environment", ["local", "dev", "staging", "prod"])
+def test_plan_as_json_has_what_scripts_need(environment: str) -> None:
+    done = run("plan", "-f", str(PLATFORM), "-e", environment, "--json")
+    assert done.exit_code == 0
+    data = json.loads(done.stdout)
+    assert data["gpus_needed"] >= data["gpus_needed_at_min"] >= 1
+    assert data["monthly_usd"] <= data["monthly_usd_whole_gpus"]
+    assert set(data["workloads"]) == {"mockups", "writer"}
+    for workload in data["workloads"].values():
+        assert workload["pool"] == "shared"
+        assert 0 < workload["num_gpus"] <= 1
+
+
+def test_plan_shows_who_lies_on_each_gpu_and_the_cost() -> None:
+    done = run("plan", "-f", str(PLATFORM), "-e", "prod")
+    assert "prod: 8 GPUs with every replica, 1 at minimum" in done.stdout
+    assert "GPU 4-8 x5" in done.stdout
+    assert "writer, mockups x6" in done.stdout
+    assert "one GPU per replica instead" in done.stdout
+    assert "saved by sharing" in done.stdout
+
+
+def test_a_piped_plan_has_no_escape_codes_and_fits_eighty_columns() -> None:
+    done = child("from cotenant.cli import main; main(['plan', '-e', 'prod'])", COLUMNS="80")
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+
+
+def test_many_workloads_still_fit_eighty_columns(tmp_path: Path) -> None:
+    workloads = "\n".join(
+        f"  a-rather-long-name-of-a-workload-{i}: {{mockup: {{}}, gpu: {{vram_gib: 0.2}}}}" for i in range(80)
+    )
+    file = tmp_path / "platform.yaml"
+    file.write_text(
+        f"workloads:\n{workloads}\nenvironments: {{local: {{pools: {{p: {{accelerator: cpu, vram_gib: 20}}}}}}}}\n"
+    )
+    done = child(f"from cotenant.cli import main; main(['plan', '-f', {str(file)!r}])", COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+
+
+def test_a_wrong_file_ends_with_one_line_each_on_stderr_and_code_two(tmp_path: Path) -> None:
+    file = tmp_path / "platform.yaml"
+    file.write_text("workloads: {m: {mockup: {}, gpu: {vram_gib: -1}}}\nenvironments: {local: {}}\n")
+    done = run("plan", "-f", str(file))
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert [line.split(":")[1] for line in done.stderr.splitlines()] == ["1", "2"]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_platform_that_does_not_fit_ends_with_code_two(tmp_path: Path) -> None:
+    file = tmp_path / "platform.yaml"
+    file.write_text(
+        "workloads: {m: {mockup: {}, gpu: {vram_gib: 9}}}\n"
+        "environments: {local: {pools: {p: {accelerator: cpu, vram_gib: 4}}}}\n"
+    )
+    done = run("plan", "-f", str(file))
+    assert done.exit_code == 2
+    assert done.stderr.startswith("m needs 9 GiB, but the largest GPU it may use")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_missing_environment_ends_with_code_two() -> None:
+    done = run("plan", "-f", str(PLATFORM), "-e", "pord")
+    assert done.exit_code == 2
+    assert "no environment 'pord'; it has local, dev, staging, prod; did you mean prod?" in done.stderr
+
+
+def test_a_bug_is_not_hidden_as_a_clean_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cotenant.cli.plan.make_plan", lambda _: 1 / 0)
+    done = run("plan", "-f", str(PLATFORM))
+    assert isinstance(done.exception, ZeroDivisionError)
+
+
+def test_compile_prints_yaml_that_is_the_serve_config() -> None:
+    from cotenant.config import load_platform
+    from cotenant.manifests.serve import serve_config
+
+    done = run("compile", "-f", str(PLATFORM), "-e", "dev")
+    platform = load_platform(PLATFORM, "dev")
+    assert yaml.safe_load(done.stdout) == serve_config(platform, make_plan(platform))
+
+
+def test_schema_is_printed_and_checked() -> None:
+    assert json.loads(run("schema").stdout)["title"] == "PlatformFile"
+    assert run("schema", "--check").exit_code == 0
+
+
+def test_a_stale_schema_fails_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stale = tmp_path / "schema.json"
+    stale.write_text("{}\n")
+    monkeypatch.setattr("cotenant.cli.schema.COMMITTED", stale)
+    done = run("schema", "--check")
+    assert done.exit_code == 1
+    assert "cotenant schema --write" in done.stderr
+
+
+def test_help_lists_every_command_with_its_summary() -> None:
+    done = run("--help")
+    listed = done.stdout.split("Commands:")[1]
+    for command in COMMANDS:
+        assert f"\n  {command} " in listed
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    assert run("paln").exit_code == 2
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan"], ["plan", "--json"], ["compile"], ["schema"]])
+def test_light_commands_import_nothing_heavy_and_answer_at_once(arguments: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from cotenant.cli import main\n"
+        "try:\n"
+        f"    main({arguments!r})\n"
+        "except SystemExit as done:\n"
+        "    assert not done.code, done.code\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)\n"
+    )
+    started = time.perf_counter()
+    done = child(program)
+    took_s = time.perf_counter() - started
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert took_s < 5, "even a busy machine has no excuse"
+
+
+def test_plan_works_where_ray_and_torch_are_not_installed() -> None:
+    program = (
+        f"import sys\nfor name in {HEAVY!r}: sys.modules[name] = None\nfrom cotenant.cli import main\nmain(['plan'])\n"
+    )
+    done = child(program)
+    assert done.returncode == 0, done.stderr
+    assert "GPU 1" in done.stdout

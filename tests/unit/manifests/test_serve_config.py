@@ -1,0 +1,163 @@
+"""The Serve config: complete, derived from the plan, and in keys that Serve really knows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cotenant.calls import Directory, Served
+from cotenant.config import Platform, load_platform
+from cotenant.config.model import Gateway, Jobs, LlmSpec, MockupSpec
+from cotenant.gpu.plan import plan
+from cotenant.manifests.serve import pool_resource, serve_config, unknown_keys
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[3]
+ENVIRONMENTS = ("local", "dev", "staging", "prod")
+
+
+def shipped(environment: str) -> tuple[Platform, dict[str, Any]]:
+    platform = load_platform(ROOT / "deployments/platform.yaml", environment)
+    return platform, serve_config(platform, plan(platform))
+
+
+def application(config: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(a for a in config["applications"] if a["name"] == name)
+    return found
+
+
+def deployment(config: dict[str, Any], name: str) -> dict[str, Any]:
+    (found,) = application(config, name)["deployments"]
+    assert isinstance(found, dict)
+    return found
+
+
+def served_from(plain: dict[str, Any]) -> Served:
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
+    return Served(**fields)
+
+
+def test_there_is_one_application_for_each_workload_and_door_and_none_has_a_route() -> None:
+    _, config = shipped("prod")
+    assert [a["name"] for a in config["applications"]] == ["mockups", "writer", "gateway", "ingress"]
+    assert {a["route_prefix"] for a in config["applications"]} == {None}
+    assert config["proxy_location"] == "Disabled"
+
+
+def test_a_renderer_books_its_share_on_its_pool() -> None:
+    _, config = shipped("dev")
+    options = deployment(config, "mockups")["ray_actor_options"]
+    assert options == {"num_cpus": 1.0, "num_gpus": 0.0682, "resources": {"cotenant-pool-shared": 0.001}}
+
+
+def test_an_llm_books_by_placement_group_since_its_workers_are_actors_of_their_own() -> None:
+    _, config = shipped("dev")
+    found = deployment(config, "writer")
+    assert found["placement_group_bundles"] == [{"CPU": 1.0, "GPU": 0.2273, "cotenant-pool-shared": 0.001}]
+    assert found["ray_actor_options"] == {"num_cpus": 0, "num_gpus": 0}
+
+
+def test_a_fixed_number_of_replicas_is_no_autoscaling() -> None:
+    _, config = shipped("local")
+    assert deployment(config, "writer")["num_replicas"] == 1
+    assert "autoscaling_config" not in deployment(config, "writer")
+
+
+def test_a_range_of_replicas_is_autoscaling_within_it() -> None:
+    _, config = shipped("prod")
+    scaling = deployment(config, "writer")["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["max_replicas"]) == (1, 8)
+    assert 1 <= scaling["target_ongoing_requests"] <= deployment(config, "writer")["max_ongoing_requests"]
+
+
+def test_an_update_starts_the_next_replica_first_only_where_the_plan_has_room() -> None:
+    data: dict[str, Any] = {
+        "environment": "test",
+        "workloads": {name: {"mockup": {}, "gpu": {"vram_gib": gib}} for name, gib in (("large", 7.0), ("small", 2.0))},
+        "pools": {"shared": {"accelerator": "cpu", "vram_gib": 12}},
+    }
+    platform = Platform.model_validate(data)
+    config = serve_config(platform, plan(platform))
+    assert deployment(config, "large")["max_surge_percent"] == 0
+    assert deployment(config, "small")["max_surge_percent"] == 100
+
+
+def test_the_doors_run_without_gpu_on_the_front_pool_and_know_what_is_served() -> None:
+    platform, config = shipped("prod")
+    for door in ("gateway", "ingress"):
+        options = deployment(config, door)["ray_actor_options"]
+        assert options["num_gpus"] == 0
+        assert options["resources"] == {pool_resource("front"): 0.001}
+        served = deployment(config, door)["user_config"]["workloads"]
+        rebuilt = [served_from(plain) for plain in served]
+        assert tuple(rebuilt) == Directory.of(platform).workloads
+
+
+def test_without_ingresses_there_is_no_ingress_application() -> None:
+    platform, _ = shipped("local")
+    platform = platform.model_copy(update={"jobs": platform.jobs.model_copy(update={"ingresses": 0})})
+    names = [a["name"] for a in serve_config(platform, plan(platform))["applications"]]
+    assert "ingress" not in names
+
+
+def test_arguments_rebuild_into_the_models_they_came_from() -> None:
+    platform, config = shipped("prod")
+    assert (
+        MockupSpec.model_validate(application(config, "mockups")["args"]["spec"])
+        == platform.workloads["mockups"].mockup
+    )
+    assert LlmSpec.model_validate(application(config, "writer")["args"]["spec"]) == platform.workloads["writer"].llm
+    assert Gateway.model_validate(application(config, "gateway")["args"]["gateway"]) == platform.gateway
+    assert Jobs.model_validate(application(config, "ingress")["args"]["jobs"]) == platform.jobs
+    assert application(config, "writer")["args"]["vram_gib"] == 12
+    assert application(config, "writer")["args"]["accelerator"] == "nvidia-l4"
+
+
+def test_a_changed_workload_leaves_the_other_applications_as_they_were() -> None:
+    platform, before = shipped("local")
+    mockups = platform.workloads["mockups"].model_copy(update={"mockup": MockupSpec(max_samples=64)})
+    platform = platform.model_copy(update={"workloads": {**platform.workloads, "mockups": mockups}})
+    after = serve_config(platform, plan(platform))
+    assert application(after, "mockups") != application(before, "mockups")
+    for untouched in ("writer", "gateway", "ingress"):
+        assert application(after, untouched) == application(before, untouched)
+
+
+_CHECK = """
+import json, sys
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import DeploymentSchema, RayActorOptionsSchema, ServeApplicationSchema, ServeDeploySchema
+models = {
+    "config": ServeDeploySchema, "application": ServeApplicationSchema, "deployment": DeploymentSchema,
+    "ray_actor_options": RayActorOptionsSchema, "autoscaling_config": AutoscalingConfig,
+}
+for config in json.load(sys.stdin):
+    ServeDeploySchema.model_validate(config)
+    for application in config["applications"]:
+        for deployment in application["deployments"]:
+            if "autoscaling_config" in deployment:
+                AutoscalingConfig(**deployment["autoscaling_config"])
+print(json.dumps({name: sorted(model.model_fields) for name, model in models.items()}))
+"""
+
+
+def test_serve_knows_every_key_and_accepts_every_environment() -> None:
+    """In a child process, so that unit tests import no Ray."""
+    configs = [shipped(environment)[1] for environment in ENVIRONMENTS]
+    done = subprocess.run(
+        [sys.executable, "-c", _CHECK], input=json.dumps(configs), capture_output=True, text=True, check=False
+    )
+    if "No module named 'ray'" in done.stderr:
+        pytest.skip("ray is not installed")
+    assert done.returncode == 0, done.stderr
+    known = json.loads(done.stdout)
+    for config in configs:
+        assert unknown_keys(config, known) == []
+    wrong = {"proxy_locations": "", "applications": [{"name": "a", "deployments": [{"name": "R", "num_replicaz": 3}]}]}
+    assert unknown_keys(wrong, known) == ["proxy_locations", "a.R.num_replicaz"]
