@@ -21,6 +21,7 @@ import platform
 import statistics
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -95,9 +96,8 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.url:
         ways["gateway, 2 clients"] = (2, through_gateway)
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    for name, (count, one) in ways.items():
+    for count, one in ways.values():
         await clients(count, 2, one)
-        del name
     for turn in range(arguments.rounds):
         order = list(ways) if turn % 2 == 0 else list(ways)[::-1]
         for name in order:
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--renders", type=int, default=12, help="renders of each way in a round")
     parser.add_argument("--url", help="a running gateway, e.g. http://127.0.0.1:8000 (its key in COTENANT_KEY)")
-    parser.add_argument("--json", help="file for the figures")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     found = asyncio.run(measure(arguments))
     print(f"{found['template']} {found['size']}² x {found['samples']} samples, {found['variant']}")
@@ -140,8 +140,7 @@ def main() -> None:
         print(f"{name:22}{median:>12.3f}{ratio:>10.3f}   {' '.join(f'{rate:.2f}' for rate in rates)}")
     text = json.dumps(found, indent=2)
     if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:  # noqa: PTH123 - one line
-            file.write(text + "\n")
+        arguments.json.write_text(text + "\n")
     else:
         print(text)
 

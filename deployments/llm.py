@@ -51,7 +51,9 @@ def build(args: LlmArgs) -> Application:
         model = locate(args.spec.model)
         shape = Shape.of_folder(Path(model.source)) if model.kind == "folder" else None
         engine_arguments(args.name, args.spec, model, part, shape)
-    return serve.deployment(Replica, name="Replica").bind(args.model_dump())
+    # The gateway logs every request already, once.
+    quiet = {"enable_access_log": False}
+    return serve.deployment(Replica, name="Replica", logging_config=quiet).bind(args.model_dump())
 
 
 class Replica:

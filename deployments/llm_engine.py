@@ -7,7 +7,9 @@ and on a CPU the engine runs its model in its own process instead of in a furthe
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from ray.llm._internal.common.callbacks.base import CallbackCtx
@@ -39,6 +41,8 @@ async def start(config: dict[str, Any], names: Sequence[str]) -> tuple[LLMServer
     llm_config = LLMConfig(**config)
     if config["model_loading_config"]["model_source"].startswith("/"):
         llm_config.get_or_create_callback().ctx.run_init_node = False
+    # vLLM's HTTP application is imported while this process waits for the engine's.
+    threading.Thread(target=import_module, args=("vllm.entrypoints.openai.api_server",), daemon=True).start()
     server = LLMServer.sync_init(llm_config, engine_cls=type("Engine", (Engine,), {"names": tuple(names)}))
     await server.start()
     return server, await server.engine.build_asgi_app()

@@ -53,7 +53,10 @@ class SystemPackage:
 
 
 def _has_venv() -> bool:
-    return subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode == 0
+    return (
+        subprocess.run([sys.executable, "-c", "import ensurepip, venv"], check=False, capture_output=True).returncode
+        == 0
+    )
 
 
 def _has_llvm() -> bool:

@@ -13,8 +13,7 @@ import psutil
 import pytest
 from openai import AuthenticationError, NotFoundError, OpenAI
 from PIL import Image
-
-from .conftest import Shell
+from shell import Shell
 
 KEY = {"authorization": "Bearer sk-acme-1"}
 

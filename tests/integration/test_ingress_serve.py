@@ -9,6 +9,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -17,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from cotenant.calls import Reply
+from cotenant.calls import Directory, Reply
+from cotenant.cli.machine.state import RunState
 from cotenant.config import Jobs
 from cotenant.jobs.batch import collect, read_jobs, submit
 from cotenant.jobs.source import Message
@@ -82,7 +85,7 @@ def deploy(jobs: Jobs | None, directory: Any = DIRECTORY) -> None:
             }
         ]
     client = _get_global_client()
-    client.deploy_apps(ServeDeploySchema.model_validate(config), _blocking=True)
+    client.deploy_apps(ServeDeploySchema.model_validate(config), _blocking=jobs is not None)
 
 
 def wait_for(condition: Callable[[], Any], within_s: float = 60) -> Any:
@@ -125,12 +128,14 @@ async def test_jobs_go_through_the_ingress_and_survive_its_workload(serve: Any, 
     assert stats["settled"]["replica_died"] >= 1
 
     # Another workload list: in place, the same process goes on.
-    before = await asyncio.to_thread(lambda: ingress.stats.remote().result(timeout_s=30))
-    await asyncio.to_thread(deploy, jobs, type(DIRECTORY)(DIRECTORY.workloads[:1]))
-    await asyncio.to_thread(wait_for, lambda: apps(serve).get("ingress") == "RUNNING")
-    after = await asyncio.to_thread(lambda: ingress.stats.remote().result(timeout_s=30))
+    def slots(count: int) -> Any:
+        stats = ingress.stats.remote().result(timeout_s=30)
+        return stats if stats["slots"] == count else None
+
+    before = await asyncio.to_thread(wait_for, lambda: slots(6))
+    await asyncio.to_thread(deploy, jobs, Directory(DIRECTORY.workloads[:1]))
+    after = await asyncio.to_thread(wait_for, lambda: slots(4))
     assert after["settled"] == before["settled"]
-    assert after["slots"] < before["slots"]
 
     # A drain lets what runs finish.
     slow = read_jobs([json.dumps(chat("slow", sleep_s=4)).encode()], "jobs.jsonl", tenant="acme", batch="b2")
@@ -141,6 +146,55 @@ async def test_jobs_go_through_the_ingress_and_survive_its_workload(serve: Any, 
     await asyncio.to_thread(deploy, None)
     await asyncio.to_thread(wait_for, lambda: "ingress" not in apps(serve))
     assert await store.result(slow[0].identity) is not None
+
+
+PLATFORM = """
+workloads:
+  mockups: {mockup: {templates: [mug]}, gpu: {vram_gib: 1}}
+  writer: {llm: {model: tiny}, gpu: {vram_gib: 2}}
+environments: {local: {pools: {shared: {accelerator: cpu, vram_gib: 12}}}}
+"""
+
+
+def test_the_commands_reach_an_ingress_that_holds_jobs_in_memory(
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setenv("COTENANT_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("PUBSUB_EMULATOR_HOST", raising=False)
+    (tmp_path / "platform.yaml").write_text(PLATFORM)
+    token = Path.home() / ".ray" / "auth_token"
+    store = str(tmp_path / "results")
+    RunState(
+        platform="cotenant",
+        environment="local",
+        dashboard="",
+        token_file=str(token) if token.exists() else None,
+        ray=None,
+        ray_dir=None,
+        ray_address=ray.get_runtime_context().gcs_address,
+        emulator=None,
+        pubsub_emulator_host=None,
+        store=store,
+        gateway_url="",
+    ).save()
+    deploy(Jobs(store=store, lease_s=10))
+    wait_for(lambda: apps(serve).get("ingress") == "RUNNING")
+
+    def cotenant(*arguments: str) -> str:
+        command = [sys.executable, "-c", "from cotenant.cli import main; main()", *arguments]
+        done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    (tmp_path / "jobs.jsonl").write_text("\n".join(json.dumps(chat(f"c{n}")) for n in range(5)))
+    batch, *ids = cotenant("submit", "-f", "platform.yaml", "jobs.jsonl").splitlines()
+    assert len(ids) == 5
+    lines = cotenant("results", "-f", "platform.yaml", batch, "--timeout", "60").splitlines()
+    assert [json.loads(line)["response"]["status_code"] for line in lines] == [200] * 5
+    deploy(None)
+    wait_for(lambda: "ingress" not in apps(serve))
 
 
 async def test_a_job_for_nobody_is_a_dead_letter_while_others_are_served(serve: Any, tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+import cotenant
 from cotenant.cli.machine import ray_node
 from cotenant.cli.machine.serve_api import ApplicationStatus, ServeApi
 from cotenant.cli.machine.state import ProcessRef, RunState, home
@@ -27,6 +29,7 @@ from cotenant.cli.options import platform_options
 from cotenant.config import Platform, load_platform
 from cotenant.errors import CotenantError, DeployFailed, EnvironmentFault
 from cotenant.gpu.plan import plan
+from cotenant.gpu.probe import count_gpus
 from cotenant.jobs import emulator
 from cotenant.manifests.serve import pool_resource, serve_config
 
@@ -57,7 +60,8 @@ def up(file: Path, environment: str, address: str | None, timeout_s: float, no_e
         state.save()
     elif state.environment != environment:
         raise EnvironmentFault(
-            f"{platform.name} runs here as environment {state.environment}; `cotenant down` first, then `up -e {environment}`"
+            f"{platform.name} runs here as environment {state.environment}; "
+            f"`cotenant down` first, then `up -e {environment}`"
         )
     with ServeApi(state.dashboard, state.token_file) as serve:
         _require_resources(serve, node_spec(platform))
@@ -127,12 +131,12 @@ def _cpus_at_min(platform: Platform) -> int:
 def _require_packages() -> None:
     for package in ("ray", "obstore"):
         if find_spec(package) is None:
-            raise EnvironmentFault(f"`cotenant up` needs {package}, which is not installed; pip install 'cotenant[cpu]'")
+            raise EnvironmentFault(
+                f"`cotenant up` needs {package}, which is not installed; pip install 'cotenant[cpu]'"
+            )
 
 
 def _require_memory(vram_gib: float, environment: str) -> None:
-    import psutil
-
     have_gib = psutil.virtual_memory().total / 2**30
     if vram_gib > have_gib:
         raise EnvironmentFault(
@@ -142,8 +146,6 @@ def _require_memory(vram_gib: float, environment: str) -> None:
 
 
 def _require_gpus(need: int, accelerator: str, environment: str) -> None:
-    from cotenant.gpu.probe import count_gpus
-
     have = count_gpus()
     if have < need:
         raise EnvironmentFault(
@@ -175,9 +177,7 @@ def _start(platform: Platform, console: Console, no_emulator: bool) -> RunState:
         elif platform.gke is None:
             environment["COTENANT_JOBS_SOURCE"] = "memory"
         try:
-            node = ray_node.start(
-                spec, environment, lambda waited_s: status.update(f"Ray starts ({waited_s:.0f} s)")
-            )
+            node = ray_node.start(spec, environment, lambda waited_s: status.update(f"Ray starts ({waited_s:.0f} s)"))
         except CotenantError:
             if emulator_process is not None:
                 emulator.stop(emulator_process.pid)
@@ -234,10 +234,11 @@ def _pubsub(platform: Platform, console: Console, no_emulator: bool) -> tuple[st
 
 def _python_path() -> str:
     """PYTHONPATH for Ray's processes: where `deployments` and `cotenant` are importable from."""
-    import cotenant
-
     package = Path(cotenant.__file__).parent.parent
-    roots = [package, *(root for root in (package.parent, Path.cwd()) if (root / "deployments" / "__init__.py").exists())]
+    roots = [
+        package,
+        *(root for root in (package.parent, Path.cwd()) if (root / "deployments" / "__init__.py").exists()),
+    ]
     paths = [str(root) for root in dict.fromkeys(roots)]
     return os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
 
@@ -292,7 +293,9 @@ def _wait(
         console.print(f"[green]up[/] {name} after {after_s:.0f} s")
 
 
-def _why(names: list[str], applications: Mapping[str, ApplicationStatus], before: Mapping[str, ApplicationStatus]) -> str:
+def _why(
+    names: list[str], applications: Mapping[str, ApplicationStatus], before: Mapping[str, ApplicationStatus]
+) -> str:
     lines = []
     for name in names:
         application = applications.get(name)

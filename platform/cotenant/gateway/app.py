@@ -105,7 +105,7 @@ class _Door:
         """Answers a prompt, whole or (with `stream: true`) as server-sent events."""
         raw = await read_body(request, self._max_body_bytes)
         body = parse_json(request.headers, raw)
-        served = self._route(request.url.path, body, "model")
+        served = self._route(request.scope["path"], body, "model")
         return await self._pass_on(request, served, raw, stream=body.get("stream") is True)
 
     async def mockup(self, request: Request) -> Response:
@@ -117,7 +117,7 @@ class _Door:
             raw = orjson.dumps(body)
         else:
             body = parse_json(request.headers, raw, accepted=f"{JSON_TYPE} or {MULTIPART}")
-        served = self._route(request.url.path, body, "template")
+        served = self._route(request.scope["path"], body, "template")
         return await self._pass_on(request, served, raw, files=files)
 
     async def models(self) -> Response:
@@ -218,7 +218,7 @@ class _Door:
         self._metrics.handed_on(served.name)
         late = f"{served.name} did not finish within its deadline of {served.deadline_s:g} s; the work was cancelled"
         call = Call(
-            url=request.url.path,
+            url=request.scope["path"],
             body=raw,
             accept=request.headers.get("accept", JSON_TYPE),
             files=files or {},
@@ -275,7 +275,7 @@ class _Door:
 def _not_served(app: FastAPI, request: Request, error: Exception) -> Reply:
     """The reply to a request that no route takes."""
     status = error.status_code if isinstance(error, HTTPException) else 500
-    path, method = request.url.path, request.method
+    path, method = request.scope["path"], request.method
     if status == 404:
         known = [path for path in app.openapi()["paths"] if "{" not in path]
         return error_reply(404, f"no route {path[:200]}; {_nearest(path, known)}", code="route_not_found")

@@ -6,7 +6,7 @@ from __future__ import annotations
 def count_gpus() -> int:
     """NVIDIA GPUs of this machine; 0 where there is no driver or `nvidia-ml-py` is not installed."""
     try:
-        import pynvml
+        import pynvml  # noqa: PLC0415 - an optional dependency
     except ImportError:
         return 0
     try:

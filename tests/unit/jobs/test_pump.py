@@ -318,6 +318,7 @@ async def test_a_queue_that_is_down_after_the_work_delays_the_end_and_repeats_no
     await world.until(lambda: world.source.unsettled == 0)
     assert calls == 1
     assert len(world.store.results) == 1
+    assert world.announced == ["one"]
 
 
 async def test_a_dead_letter_topic_that_is_down_delays_the_dead_letter() -> None:
@@ -405,10 +406,20 @@ async def test_a_job_longer_than_its_lease_is_not_delivered_again() -> None:
         return echo(call)
 
     world = World({"writer": long})
+    extensions = 0
+    extend = world.source.extend
+
+    async def counted(ack_ids: Sequence[str]) -> None:
+        nonlocal extensions
+        extensions += 1
+        await extend(ack_ids)
+
+    world.source.extend = counted  # type: ignore[method-assign]
     await world.publish(chat("long"))
     world.pump.start()
     await world.settled()
     assert calls == 1
+    assert extensions <= 40
 
 
 async def test_a_drain_finishes_what_runs_and_hands_back_what_waits() -> None:

