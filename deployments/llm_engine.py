@@ -1,15 +1,13 @@
 """The part of an LLM replica that imports Ray's LLM server and vLLM: seconds of imports, so only a replica does.
 
-Ray's `LLMServer` owns the engine (download, configuration, placement, health, sleep). Three things are set
+Ray's `LLMServer` owns the engine (download, configuration, placement, health, sleep). Four things are set
 otherwise here: both names of the workload are served, files that are on this machine are not fetched by a task,
-and on a CPU the engine runs its model in its own process instead of in a further one.
+on a CPU the engine runs its model in its own process instead of in a further one, and nothing is reported home.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 from ray.llm._internal.common.callbacks.base import CallbackCtx
@@ -36,13 +34,18 @@ class Engine(VLLMEngine):  # type: ignore[misc]
         return engine_args, frontend_args, engine_config
 
 
-async def start(config: dict[str, Any], names: Sequence[str]) -> tuple[LLMServer, App]:
+class Server(LLMServer):  # type: ignore[misc]
+    """Ray's LLM server without its usage telemetry, which is a further actor: 400 MB, and seconds of every start."""
+
+    async def _start_engine(self) -> None:
+        await self.engine.start()
+
+
+async def start(config: dict[str, Any], names: Sequence[str]) -> tuple[Server, App]:
     """Start the engine; returns Ray's server and vLLM's own HTTP application over it."""
     llm_config = LLMConfig(**config)
     if config["model_loading_config"]["model_source"].startswith("/"):
         llm_config.get_or_create_callback().ctx.run_init_node = False
-    # vLLM's HTTP application is imported while this process waits for the engine's.
-    threading.Thread(target=import_module, args=("vllm.entrypoints.openai.api_server",), daemon=True).start()
-    server = LLMServer.sync_init(llm_config, engine_cls=type("Engine", (Engine,), {"names": tuple(names)}))
+    server = Server.sync_init(llm_config, engine_cls=type("Engine", (Engine,), {"names": tuple(names)}))
     await server.start()
     return server, await server.engine.build_asgi_app()

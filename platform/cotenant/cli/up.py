@@ -176,6 +176,8 @@ def _start(platform: Platform, console: Console, no_emulator: bool) -> RunState:
             environment["PUBSUB_EMULATOR_HOST"] = emulator_host
         elif platform.gke is None:
             environment["COTENANT_JOBS_SOURCE"] = "memory"
+        elif platform.gke is None:
+            environment["COTENANT_JOBS_SOURCE"] = "memory"
         try:
             node = ray_node.start(spec, environment, lambda waited_s: status.update(f"Ray starts ({waited_s:.0f} s)"))
         except CotenantError:

@@ -299,8 +299,17 @@ async def test_a_store_that_is_down_delays_a_job_and_the_work_is_not_repeated() 
     assert world.pump.settled == {Outcome.DONE: 1}
 
 
-@pytest.mark.parametrize("what", [JOBS.results, JOBS.subscription])
-async def test_a_queue_that_is_down_after_the_work_delays_the_end_and_repeats_nothing(what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "down_s", "announced"),
+    [
+        pytest.param(JOBS.results, 200, 1, id="results topic"),
+        pytest.param(JOBS.subscription, 3, 1, id="subscription, for less than the lease"),
+        pytest.param(JOBS.subscription, 200, 2, id="subscription, so long that the message comes again"),
+    ],
+)
+async def test_a_queue_that_is_down_after_the_work_delays_the_end_and_repeats_no_work(
+    what: str, down_s: float, announced: int
+) -> None:
     calls = 0
 
     async def work(call: Call) -> Reply:
@@ -313,12 +322,12 @@ async def test_a_queue_that_is_down_after_the_work_delays_the_end_and_repeats_no
     await world.publish(chat("one"))
     world.pump.start()
     await world.until(lambda: calls == 1)
-    await world.clock.advance(200)
+    await world.clock.advance(down_s)
     world.source.down.clear()
     await world.until(lambda: world.source.unsettled == 0)
     assert calls == 1
     assert len(world.store.results) == 1
-    assert world.announced == ["one"]
+    assert world.announced == ["one"] * announced
 
 
 async def test_a_dead_letter_topic_that_is_down_delays_the_dead_letter() -> None:
