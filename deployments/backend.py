@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -63,12 +64,12 @@ class ServeBackend:
     async def call(self, workload: str, call: Call) -> Reply:
         response = (await self._handle(workload)).call.remote(call)
         try:
-            reply: Reply = await asyncio.wait_for(response, call.deadline_s)
+            reply: Reply = await asyncio.wait_for(_outcome(response), call.deadline_s)
         except asyncio.CancelledError:
-            response.cancel()
+            _cancel(response)
             raise
         except Exception as error:
-            response.cancel()
+            _cancel(response)
             raise _meaning(workload, call, error) from error
         return reply
 
@@ -155,23 +156,39 @@ class _Chunks(AsyncIterator[bytes]):
         # After a complete stream the Serve call ends by itself; to cancel it would only cost a message.
         if not self._stream.complete:
             self._watch.cancel()
-            self._response.cancel()
+            _cancel(self._response)
         self._stream.close()
 
 
 async def _watch(workload: str, call: Call, response: DeploymentResponse, stream: RelayStream) -> None:
     """See the Serve call behind a stream to its end, and end the stream with it if that went wrong."""
     try:
-        await asyncio.wait_for(response, call.deadline_s)
+        await asyncio.wait_for(_outcome(response), call.deadline_s)
     except asyncio.CancelledError:
         raise
     except Exception as error:
-        response.cancel()
         stream.fail(_meaning(workload, call, error))
+        _cancel(response)
         return
     if not stream.finished:
         await asyncio.sleep(_LAST_CHUNKS_S)
         stream.fail(ReplicaDied(f"{workload} finished a stream, but its last chunks never came"))
+
+
+async def _outcome(response: DeploymentResponse) -> Any:
+    """What the call returned. A call that we cancelled ends as a cancellation, not as an error nobody asks for."""
+    try:
+        return await response
+    except TaskCancelledError:
+        if response.cancelled():
+            raise asyncio.CancelledError from None
+        raise
+
+
+def _cancel(response: DeploymentResponse) -> None:
+    """Cancel the call in the replica, or before it gets there; nothing to do if it has ended in an error."""
+    with suppress(Exception):
+        response.cancel()
 
 
 def _running(app: Any) -> int:

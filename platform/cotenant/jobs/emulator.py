@@ -113,8 +113,7 @@ def stop(pid: int) -> None:
             os.kill(pid, send)
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
-            _reap(pid)
-            if not _is_emulator(pid):
+            if _gone(pid):
                 return
             time.sleep(0.05)
 
@@ -191,6 +190,12 @@ def _is_emulator(pid: int) -> bool:
     return b"-jar" in arguments and b"--host=127.0.0.1" in arguments
 
 
-def _reap(pid: int) -> None:
-    with contextlib.suppress(ChildProcessError, ProcessLookupError):
-        os.waitpid(pid, os.WNOHANG)
+def _gone(pid: int) -> bool:
+    """Whether the process has ended. A child of ours is reaped; anybody else's is its parent's to reap."""
+    with contextlib.suppress(ChildProcessError):
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in "ZX"
