@@ -128,7 +128,7 @@ def install_lock() -> None:
     uv = [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(PYTHON), "--no-deps"]
     if not sys.stderr.isatty():
         uv.append("--quiet")
-    with Step("download and install 220 packages (about 1.3 GB)"):
+    with Step("download and install the lock (200 packages, about 1.3 GB)"):
         run([*uv, "--index-strategy", "unsafe-best-match", *flags, "-r", str(LOCK)], environment)
     with Step("install cotenant"):
         run([*uv, *flags, "--editable", str(ROOT)], environment)

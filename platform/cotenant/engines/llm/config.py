@@ -143,6 +143,8 @@ def environment(model: Model, part: Slice) -> dict[str, str]:
         variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if part.on_cpu:
         variables |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, round(part.cpus)))}
+        # Even in eager mode the first sampled token would wait 6 s for a compiler, which a machine may not have.
+        variables["TORCH_COMPILE_DISABLE"] = "1"
     return variables
 
 
