@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.deployment import Application
 
-from cotenant.calls import Directory, Served
+from cotenant.calls import Directory
 from cotenant.config.model import Gateway as GatewayConfig
 from cotenant.gateway.app import create_app
 from cotenant.gateway.keys import load_keys
@@ -60,7 +60,7 @@ class Gateway:
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Serve these workloads from now on; listen, if this is the first time."""
-        self._directory = directory_of(user_config["workloads"])
+        self._directory = Directory.from_plain(user_config["workloads"])
         if not self._server.serving:
             await self._server.start()
 
@@ -75,12 +75,3 @@ class Gateway:
 
     def _serving(self) -> Directory:
         return self._directory or Directory(())
-
-
-def directory_of(workloads: list[Mapping[str, Any]]) -> Directory:
-    """The directory that `user_config` spells out as plain data, tuples as lists."""
-    plain: list[dict[str, Any]] = [
-        {key: tuple(value) if isinstance(value, list) else value for key, value in workload.items()}
-        for workload in workloads
-    ]
-    return Directory(tuple(Served(**workload) for workload in plain))

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve.deployment import Application
 
-from cotenant.calls import Directory, Served
+from cotenant.calls import Directory
 from cotenant.config import Jobs
 from cotenant.jobs.memory import MemorySource
 from cotenant.jobs.pump import Pump
@@ -63,7 +63,7 @@ class Ingress:
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Serve these workloads: `{"workloads": [Served as a dict, …]}`."""
-        directory = Directory(tuple(_served(dict(raw)) for raw in user_config["workloads"]))
+        directory = Directory.from_plain(user_config["workloads"])
         if self._pump is not None:
             self._pump.reconfigure(directory)
             return
@@ -106,9 +106,3 @@ def _source(jobs: Jobs) -> JobSource:
     from cotenant.jobs.pubsub import PubSubSource  # noqa: PLC0415 (an extra: without it the memory source still serves)
 
     return PubSubSource(jobs)
-
-
-def _served(raw: dict[str, Any]) -> Served:
-    """A workload that `user_config` spells out as plain data, tuples as lists."""
-    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
-    return Served(**plain)

@@ -8,7 +8,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from typing import Any
 
 import httpx
@@ -270,13 +269,6 @@ async def test_a_port_that_another_program_has_is_a_clear_fault(writer: Writer, 
 async def test_an_address_of_another_machine_is_a_clear_fault() -> None:
     with pytest.raises(EnvironmentFault, match=r"no address 192\.0\.2\.1"):
         await HttpServer(_never, host="192.0.2.1", port=0).start()
-
-
-def test_the_deployments_user_config_is_the_directory_as_plain_data() -> None:
-    from deployments.gateway import directory_of
-
-    plain = json.loads(json.dumps([asdict(served) for served in DIRECTORY.workloads]))
-    assert directory_of(plain) == DIRECTORY
 
 
 async def _never(scope: Any, receive: Any, send: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from cotenant.config.model import Kind, Platform
@@ -67,6 +67,23 @@ class Directory:
                 for name, workload in platform.workloads.items()
             )
         )
+
+    @classmethod
+    def from_plain(cls, workloads: Iterable[Mapping[str, Any]]) -> Directory:
+        """The directory that `to_plain` spelled out: the doors get it that way, in Serve's `user_config`."""
+        return cls(
+            tuple(
+                Served(**{key: tuple(value) if isinstance(value, list) else value for key, value in workload.items()})
+                for workload in workloads
+            )
+        )
+
+    def to_plain(self) -> list[dict[str, Any]]:
+        """This directory as YAML and JSON can hold it."""
+        return [
+            {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(served).items()}
+            for served in self.workloads
+        ]
 
     def named(self, name: str) -> Served:
         """The workload called `name`. Raises UnknownWorkload."""

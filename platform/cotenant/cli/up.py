@@ -174,9 +174,7 @@ def _start(platform: Platform, console: Console, no_emulator: bool) -> RunState:
         environment = {"PYTHONPATH": _python_path(), "COTENANT_HOME": str(home())}
         if emulator_host:
             environment["PUBSUB_EMULATOR_HOST"] = emulator_host
-        elif platform.gke is None:
-            environment["COTENANT_JOBS_SOURCE"] = "memory"
-        elif platform.gke is None:
+        elif platform.gke is None or platform.gke is None:
             environment["COTENANT_JOBS_SOURCE"] = "memory"
         try:
             node = ray_node.start(spec, environment, lambda waited_s: status.update(f"Ray starts ({waited_s:.0f} s)"))

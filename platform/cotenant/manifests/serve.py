@@ -8,7 +8,6 @@ keys in silence, so `unknown_keys` checks a config against Serve's own models (g
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from cotenant.calls import Directory
@@ -113,10 +112,6 @@ def _door(platform: Platform, name: str, *, replicas: int, arguments: Mapping[st
     options: dict[str, Any] = {"num_cpus": _DOOR_CPUS, "num_gpus": 0}
     if platform.front_pool is not None:
         options["resources"] = {pool_resource(platform.front_pool): _POOL_CRUMB}
-    served = [
-        {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(workload).items()}
-        for workload in Directory.of(platform).workloads
-    ]
     return {
         "name": name,
         "route_prefix": None,
@@ -128,7 +123,7 @@ def _door(platform: Platform, name: str, *, replicas: int, arguments: Mapping[st
                 "num_replicas": replicas,
                 "max_ongoing_requests": 100,
                 "ray_actor_options": options,
-                "user_config": {"workloads": served},
+                "user_config": {"workloads": Directory.of(platform).to_plain()},
             }
         ],
     }
