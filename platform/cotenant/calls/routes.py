@@ -71,12 +71,11 @@ class Directory:
     @classmethod
     def from_plain(cls, workloads: Iterable[Mapping[str, Any]]) -> Directory:
         """The directory that `to_plain` spelled out: the doors get it that way, in Serve's `user_config`."""
-        return cls(
-            tuple(
-                Served(**{key: tuple(value) if isinstance(value, list) else value for key, value in workload.items()})
-                for workload in workloads
-            )
-        )
+        plain: list[dict[str, Any]] = [
+            {key: tuple(value) if isinstance(value, list) else value for key, value in workload.items()}
+            for workload in workloads
+        ]
+        return cls(tuple(Served(**workload) for workload in plain))
 
     def to_plain(self) -> list[dict[str, Any]]:
         """This directory as YAML and JSON can hold it."""
