@@ -68,6 +68,7 @@ SYSTEM_PACKAGES = (
     SystemPackage("python3-venv", "virtual environments", _has_venv),
     SystemPackage("libllvm19", "fast CPU rendering (without it mockups render 4x slower)", _has_llvm, required=False),
     SystemPackage("libnuma1", "vLLM on a CPU", lambda: ctypes.util.find_library("numa") is not None),
+    SystemPackage("libatomic1", "Mitsuba", lambda: ctypes.util.find_library("atomic") is not None),
     SystemPackage("libgomp1", "torch's threads", lambda: ctypes.util.find_library("gomp") is not None),
 )
 
