@@ -9,6 +9,7 @@ slot, the place in the queue and the way to cancel.
 import logging
 import os
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -102,5 +103,6 @@ def _configure(args: LlmArgs) -> dict[str, Any]:
     os.environ.update(environment(model, part))
     source = materialise(model, home())
     shape = Shape.of_folder(Path(source)) if Path(source).is_dir() else None
-    arguments = engine_arguments(args.name, args.spec, model, part, shape)
+    streamer = find_spec("runai_model_streamer") is not None
+    arguments = engine_arguments(args.name, args.spec, model, part, shape, can_stream_weights=streamer)
     return llm_config(args.spec, part, source=source, bundle=bundle, arguments=arguments)

@@ -6,7 +6,6 @@ One engine for the whole module, deployed by the platform's own Serve config: it
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import socket
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 import yaml
 
@@ -293,7 +293,7 @@ async def test_the_backend_knows_what_runs(running: Running) -> None:
         await backend.call("nobody", Call("/v1/completions"))
 
 
-async def test_a_replica_that_dies_ends_its_streams_and_says_so(running: Running) -> None:
+async def test_a_replica_that_dies_ends_its_streams_and_leaves_no_engine_behind(running: Running) -> None:
     """Last, because the next replica takes half a minute to start."""
     from deployments.backend import ServeBackend
 
@@ -302,11 +302,16 @@ async def test_a_replica_that_dies_ends_its_streams_and_says_so(running: Running
     reply = await backend.stream(WORKLOAD, Call("/v1/completions", body, deadline_s=60))
     chunks = reply.chunks.__aiter__()
     assert await chunks.__anext__()
-    os.kill(replica_pid(running), 9)
+    replica = psutil.Process(replica_pid(running))
+    engines = [child for child in replica.children(recursive=True) if child.memory_info().rss > 500 << 20]
+    assert engines
+    replica.kill()
     with pytest.raises(ReplicaDied):
         while True:
             await chunks.__anext__()
     await backend.close()
+    _, left = await asyncio.to_thread(psutil.wait_procs, engines, timeout=30)
+    assert not left, "an engine without its replica would keep its memory"
 
 
 def replica_pid(running: Running) -> int:

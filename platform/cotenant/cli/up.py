@@ -23,6 +23,7 @@ from rich.text import Text
 
 import cotenant
 from cotenant.cli.machine import ray_node
+from cotenant.cli.machine.engine_logs import root_cause
 from cotenant.cli.machine.serve_api import ApplicationStatus, ServeApi
 from cotenant.cli.machine.state import ProcessRef, RunState, home
 from cotenant.cli.options import platform_options
@@ -68,7 +69,12 @@ def up(file: Path, environment: str, address: str | None, timeout_s: float, no_e
         before = serve.applications()
         serve.deploy(config)
         wanted = [application["name"] for application in config["applications"]]
-        _wait(serve, wanted, before, timeout_s, console)
+        asked_at = time.time()
+        try:
+            _wait(serve, wanted, before, timeout_s, console)
+        except DeployFailed as failure:
+            cause = root_cause(Path(state.ray_dir), asked_at) if state.ray_dir else None
+            raise (DeployFailed(f"{failure}\n{cause}") if cause else failure) from None
     replace(state, gateway_url=_gateway_url(platform)).save()
     _print_urls(platform, state, console)
 

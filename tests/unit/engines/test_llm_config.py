@@ -76,14 +76,25 @@ def test_other_engine_arguments_pass_and_win() -> None:
     assert arguments["kv_cache_memory_bytes"] == 1 << 30
 
 
-def test_weights_in_an_object_store_are_streamed_to_a_gpu() -> None:
-    assert engine_arguments("writer", spec(), REMOTE, ON_L4, None)["load_format"] == "runai_streamer"
-    assert "load_format" not in engine_arguments("writer", spec(), REMOTE, ON_CPU, None)
+@pytest.mark.parametrize("argument", ["tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"])
+def test_a_replica_takes_a_share_of_one_gpu_never_several(argument: str) -> None:
+    with pytest.raises(PlanError, match=f"{argument} 2, but a replica books a share of one GPU"):
+        engine_arguments("writer", spec(engine={argument: 2}), BUNDLED, ON_L4, SMOL)
+    assert engine_arguments("writer", spec(engine={argument: 1}), BUNDLED, ON_L4, SMOL)[argument] == 1
+
+
+def test_weights_in_an_object_store_are_streamed_to_a_gpu_that_can() -> None:
+    def load_format(part: Slice, can: bool) -> object:
+        return engine_arguments("writer", spec(), REMOTE, part, None, can_stream_weights=can).get("load_format")
+
+    assert load_format(ON_L4, can=True) == "runai_streamer"
+    assert load_format(ON_L4, can=False) is None
+    assert load_format(ON_CPU, can=True) is None
 
 
 def test_weights_of_unknown_size_leave_the_cache_to_vllm_on_a_gpu_and_get_half_the_room_on_a_cpu() -> None:
-    assert "kv_cache_memory_bytes" not in engine_arguments("writer", spec(), HUB, ON_L4, None)
-    assert engine_arguments("writer", spec(), HUB, ON_CPU, None)["kv_cache_memory_bytes"] == 1408 << 20
+    assert "kv_cache_memory_bytes" not in engine_arguments("writer", spec(), REMOTE, ON_L4, None)
+    assert engine_arguments("writer", spec(), REMOTE, ON_CPU, None)["kv_cache_memory_bytes"] == 1408 << 20
 
 
 def test_no_prompt_is_logged_and_nothing_is_reported_home() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
+import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,11 +74,43 @@ def test_a_bundled_model_without_its_package_says_what_to_install(monkeypatch: p
         locate("smollm2-135m")
 
 
-def test_only_a_bundled_model_is_converted(tmp_path: Path, conversions: list[Path]) -> None:
-    assert materialise(Model("gpt2", "hub", "gpt2"), tmp_path) == "gpt2"
+def test_a_folder_and_an_object_store_are_taken_as_they_are(tmp_path: Path, conversions: list[Path]) -> None:
     assert materialise(Model("/m", "folder", "/m"), tmp_path) == "/m"
+    assert materialise(Model("gs://b/m", "remote", "gs://b/m"), tmp_path) == "gs://b/m"
     assert not conversions
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("has", "downloads"),
+    [
+        pytest.param({"model.safetensors", "pytorch_model.bin", "config.json"}, 1, id="safetensors are enough"),
+        pytest.param({"pytorch_model.bin", "config.json"}, 2, id="otherwise the old format"),
+    ],
+)
+def test_a_hub_model_is_downloaded_in_one_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has: set[str], downloads: int
+) -> None:
+    asked: list[str] = []
+
+    def snapshot_download(name: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked.append(name)
+        for file in has:
+            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+                (tmp_path / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    assert materialise(Model("a/b", "hub", "a/b"), tmp_path) == str(tmp_path)
+    assert asked == ["a/b"] * downloads
+    assert (tmp_path / "pytorch_model.bin").exists() == (downloads == 2)
+
+
+def test_a_hub_model_without_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = SimpleNamespace(snapshot_download=lambda name, **_: str(tmp_path))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", empty)
+    with pytest.raises(EnvironmentFault, match="neither"):
+        materialise(Model("a/b", "hub", "a/b"), tmp_path)
 
 
 def test_two_replicas_that_start_together_convert_once(tmp_path: Path, conversions: list[Path]) -> None:

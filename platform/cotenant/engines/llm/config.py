@@ -37,6 +37,9 @@ _DECIDED_BY = {
 }
 
 
+_MANY_GPUS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+
+
 @dataclass(frozen=True)
 class Slice:
     """What a replica has of its node: its memory budget, its share of a GPU, its CPU cores, its slots."""
@@ -98,12 +101,23 @@ def kv_cache_bytes(name: str, spec: LlmSpec, part: Slice, shape: Shape) -> int:
     return int(room) >> 20 << 20
 
 
-def engine_arguments(name: str, spec: LlmSpec, model: Model, part: Slice, shape: Shape | None) -> dict[str, Any]:
-    """vLLM's engine arguments for one replica. `shape` is None where the weights are not on this machine.
+def engine_arguments(
+    name: str, spec: LlmSpec, model: Model, part: Slice, shape: Shape | None, *, can_stream_weights: bool = False
+) -> dict[str, Any]:
+    """vLLM's engine arguments for one replica.
+
+    `shape` is None where the weights are not on this machine; `can_stream_weights` says whether they can go from
+    an object store into the GPU without a stop on disk (needs the runai_model_streamer package).
 
     Raises:
         PlanError: the budget is too small, or `llm.engine` sets what another key decides.
     """
+    for argument in _MANY_GPUS:
+        if spec.engine.get(argument, 1) != 1:
+            raise PlanError(
+                f"{name}: llm.engine sets {argument} {spec.engine[argument]}, but a replica books a share of one GPU; "
+                "drop it and take a pool whose GPU holds the model"
+            )
     for argument, decided_by in _DECIDED_BY.items():
         if argument in spec.engine:
             raise PlanError(f"{name}: llm.engine sets {argument}, which {decided_by} decides; set that and drop this")
@@ -123,7 +137,7 @@ def engine_arguments(name: str, spec: LlmSpec, model: Model, part: Slice, shape:
     elif part.on_cpu:
         # Half of the room: weights of unknown size take the rest.
         arguments["kv_cache_memory_bytes"] = max(1, int((part.vram_gib - _CPU_OVERHEAD_GIB) / 2 * 1024)) << 20
-    if model.kind == "remote" and not part.on_cpu:
+    if model.kind == "remote" and can_stream_weights and not part.on_cpu:
         arguments["load_format"] = "runai_streamer"
     return {**arguments, **spec.engine}
 

@@ -1,9 +1,10 @@
 """Where a workload's model comes from: a bundled name, a local folder, a hub id or an object-store URI.
 
 `locate` decides from the name alone and touches nothing but the local file system, so a builder can refuse a
-folder that is not there before anything is stopped. `materialise` does the one piece of work that may be needed,
-turning the bundled model's GGUF into a model folder, once per machine: the folder appears whole or not at all,
-however many replicas start together.
+folder that is not there before anything is stopped. `materialise` puts the model onto this machine where that is
+ours to do: the bundled model's GGUF is turned into a model folder once per machine (the folder appears whole or
+not at all, however many replicas start together), and a hub id is downloaded into the hub's own cache. With the
+files here, the KV cache can be sized from the budget and the weights. Object stores are Ray's to download from.
 """
 
 from __future__ import annotations
@@ -71,10 +72,13 @@ def locate(name: str) -> Model:
 
 
 def materialise(model: Model, home: Path) -> str:
-    """What the engine loads: a folder on this machine, or the hub id or URI as it is.
+    """What the engine loads: a folder on this machine, or an object-store URI as it is.
 
-    The bundled model is converted under `home` the first time (seconds), and found there ever after.
+    The bundled model is converted under `home` the first time (seconds), and found there ever after. Raises what
+    the hub's client raises for a model that it can't get.
     """
+    if model.kind == "hub":
+        return _download(model.source)
     if model.kind != "bundled":
         return model.source
     folder = home / "models" / f"{model.name}-{_CONVERSION}"
@@ -89,6 +93,20 @@ def materialise(model: Model, home: Path) -> str:
 def home() -> Path:
     """The folder for caches and state: COTENANT_HOME, or ~/.cache/cotenant."""
     return Path(os.environ.get("COTENANT_HOME") or "~/.cache/cotenant").expanduser().absolute()
+
+
+def _download(hub_id: str) -> str:
+    """The snapshot folder of a hub model, from the hub or, without a network, from its cache."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only hub models need it
+
+    # Subfolders hold the same weights in other formats.
+    folder = ""
+    for weights in ("*.safetensors", "*.bin"):
+        wanted = [weights, "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
+        folder = snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=["*/*", "consolidated*"])
+        if any(Path(folder).glob(weights)):
+            return folder
+    raise EnvironmentFault(f"model {hub_id} has neither .safetensors nor .bin weights at its top; name another")
 
 
 @contextmanager
