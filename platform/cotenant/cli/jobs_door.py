@@ -7,6 +7,7 @@ has a Google Cloud project, and last the running ingress, reached through Ray, w
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -75,6 +76,7 @@ def _ingress(state: RunState) -> Any:
         import ray  # noqa: PLC0415
         from ray import serve  # noqa: PLC0415
 
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         ray.init(address=state.ray_address or "auto", log_to_driver=False, logging_level="ERROR")
         return serve.get_app_handle("ingress")
     except Exception as error:

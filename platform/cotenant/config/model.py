@@ -70,7 +70,7 @@ class LlmSpec(Model):
     )
     engine: dict[str, Any] = Field(
         default_factory=dict,
-        description="Further vLLM engine arguments, passed on as they are (e.g. quantization, tensor_parallel_size).",
+        description="Further vLLM engine arguments, passed on as they are (e.g. quantization, enable_prefix_caching).",
     )
 
 
