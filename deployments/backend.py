@@ -102,12 +102,15 @@ class ServeBackend:
             await self._relay.close()
 
     async def _ask(self) -> None:
-        status = await asyncio.to_thread(serve.status)
+        try:
+            status = await asyncio.to_thread(serve.status)
+        except Exception as error:
+            raise WorkloadUnavailable(f"Serve does not tell how its applications are: {_last_line(error)}") from error
         self._status = {
             name: WorkloadStatus(
                 ready=(running := _running(app)) > 0,
                 replicas=running,
-                message="" if running else (app.message or app.status.value.lower()),
+                message="" if running else (_last_line(app.message) or app.status.value.lower()),
             )
             for name, app in status.applications.items()
         }
@@ -123,6 +126,8 @@ class ServeBackend:
                 if workload in status:
                     raise WorkloadUnavailable(f"{workload} is not ready: {status[workload].message}") from error
                 raise UnknownWorkload(f"no application {workload!r} runs here") from error
+            except Exception as error:
+                raise WorkloadUnavailable(f"Serve can't say where {workload} runs: {_last_line(error)}") from error
             self._handles[workload] = handle
         return handle
 
@@ -212,5 +217,10 @@ def _meaning(workload: str, call: Call, error: BaseException) -> CallError:
             return ReplicaDied(f"the replica of {workload} died with the request in it; send it again")
         case DeploymentUnavailableError():
             return WorkloadUnavailable(f"{workload} has no replica that could start; its log says why")
-    text = str(error).strip().splitlines()
-    return WorkloadUnavailable(f"{workload} failed: {text[-1] if text else type(error).__name__}")
+    return WorkloadUnavailable(f"{workload} failed: {_last_line(error) or type(error).__name__}")
+
+
+def _last_line(text: object) -> str:
+    """What a text that may hold a remote traceback ends with: the exception's own words."""
+    lines = str(text).strip().splitlines()
+    return lines[-1].strip() if lines else ""

@@ -24,8 +24,9 @@ from cotenant.config.model import LlmSpec
 from cotenant.engines.llm import asgi
 from cotenant.engines.llm.config import Shape, Slice, engine_arguments, environment, llm_config
 from cotenant.engines.llm.models import home, locate, materialise
+from cotenant.telemetry.logs import configure_logs, event
 
-logger = logging.getLogger("cotenant.llm")
+LOG = logging.getLogger("cotenant.llm")
 
 
 class LlmArgs(BaseModel):
@@ -61,11 +62,12 @@ class Replica:
     """One vLLM engine and its HTTP application."""
 
     async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]
+        configure_logs()
         began = time.perf_counter()
         self._args = LlmArgs.model_validate(args)
         self._relay = RelaySender()
         self._server, self._app = await _start(self._args)
-        logger.info("%s is ready after %.1f s", self._args.name, time.perf_counter() - began)
+        event(LOG, "llm_engine_ready", workload=self._args.name, seconds=round(time.perf_counter() - began, 1))
 
     async def call(self, call: Call) -> Reply:
         """The whole reply, vLLM's error replies included."""

@@ -13,6 +13,7 @@ from ray.serve.deployment import Application
 from cotenant.calls import Call, Reply
 from cotenant.config import MockupSpec
 from cotenant.engines.mockup import template
+from cotenant.telemetry.logs import configure_logs
 
 
 class Arguments(BaseModel):
@@ -31,6 +32,7 @@ class Replica:
     """One warm renderer."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
+        configure_logs()
         from cotenant.engines.mockup.engine import MockupEngine  # noqa: PLC0415 - heavy; the builder does without
 
         self._engine = MockupEngine(Arguments.model_validate(arguments).spec)

@@ -359,7 +359,8 @@ class Sink:
         for at in range(0, len(data), MAX_FRAME_BYTES):
             self._connection.write(_CHUNK, self._stream, data[at : at + MAX_FRAME_BYTES])
         if self._connection.paused is not None:
-            await self._connection.paused
+            # All streams of the connection wait for this one future: a call that ends must not take it along.
+            await asyncio.shield(self._connection.paused)
             self._connection.check()
 
     def end(self) -> None:

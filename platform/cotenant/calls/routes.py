@@ -28,6 +28,8 @@ ROUTES: tuple[Route, ...] = (
     Route("/v1/completions", "llm", streams=True),
     Route("/v1/mockups", "mockup"),
 )
+#: Characters of a name that nobody serves which its refusal repeats.
+_LONGEST_NAME = 200
 BY_URL: Mapping[str, Route] = {route.url: route for route in ROUTES}
 
 
@@ -126,10 +128,15 @@ def _pick(wanted: Any, candidates: Iterable[Served], what: str, names: Mapping[s
         if wanted in names[served.name]:
             return served
     everyone = [name for group in names.values() for name in group]
-    raise UnknownWorkload(f"the {what} {wanted!r} does not exist; {_choices(wanted, everyone)}")
+    raise UnknownWorkload(f"the {what} {_clipped(wanted)!r} does not exist; {_choices(wanted, everyone)}")
+
+
+def _clipped(name: str) -> str:
+    """What of a stranger's name is looked at for a message: it may be as long as a body, and the loop waits."""
+    return name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "…"
 
 
 def _choices(wanted: str, known: Iterable[str]) -> str:
     known = list(dict.fromkeys(known))
-    near = difflib.get_close_matches(wanted, known, n=1)
+    near = difflib.get_close_matches(_clipped(wanted), known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"here are {', '.join(known)}"

@@ -24,6 +24,7 @@ _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 def show(platform: Platform, plan: Plan, cost: Cost) -> None:
     """Print the plan: GPUs at maximum replicas, workloads, monthly cost, warnings."""
     console = Console(highlight=False)
+    free = _FREE if console.encoding.startswith("utf") else "."
     letters = _letters(plan.workloads)
     colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(plan.workloads)}
     console.print(
@@ -35,7 +36,7 @@ def show(platform: Platform, plan: Plan, cost: Cost) -> None:
         grows = _count(platform.pools[pool.name].nodes.max, "node")
         console.print(f"\npool {pool.name}: {pool.accelerator}, {pool.usable_gib:g} GiB each, up to {grows}")
         if pool.gpus_at_max:
-            console.print(_gpu_rows(pool.gpus_at_max, plan, letters, colours))
+            console.print(_gpu_rows(pool.gpus_at_max, plan, letters, colours, free))
         else:
             console.print("  no workload goes here")
     console.print()
@@ -46,7 +47,9 @@ def show(platform: Platform, plan: Plan, cost: Cost) -> None:
         console.print(Text.assemble(("\nnote ", "yellow"), warning))
 
 
-def _gpu_rows(gpus: Iterable[GpuFill], plan: Plan, letters: Mapping[str, str], colours: Mapping[str, str]) -> Table:
+def _gpu_rows(
+    gpus: Iterable[GpuFill], plan: Plan, letters: Mapping[str, str], colours: Mapping[str, str], free: str
+) -> Table:
     """A row for each GPU, or for each run of GPUs that hold the same."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)
@@ -57,7 +60,7 @@ def _gpu_rows(gpus: Iterable[GpuFill], plan: Plan, letters: Mapping[str, str], c
         label = f"  GPU {first}" if first == last else f"  GPU {first}-{last} x{last - first + 1}"
         bar = Text()
         for letter, name, cells in _bar(gpu, plan, letters):
-            bar.append(letter * cells, style=colours.get(name, "dim"))
+            bar.append((letter if name else free) * cells, style=colours.get(name, "dim"))
         held = ", ".join(name if count == 1 else f"{name} x{count}" for name, count in gpu.replicas.items())
         grid.add_row(label, bar, f"{gpu.free_gib:.1f} GiB free", held)
     return grid

@@ -19,7 +19,7 @@ from cotenant.calls import Directory
 from cotenant.cli import jobs_door
 from cotenant.cli.options import platform_options
 from cotenant.config import Platform, load_platform
-from cotenant.errors import EnvironmentFault, JobError
+from cotenant.errors import JobError, JobsFileError, Problem
 from cotenant.jobs import batch as batches
 from cotenant.jobs.model import DEFAULT_TENANT, Job
 
@@ -71,7 +71,6 @@ def _lines(path: Path) -> list[bytes]:
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
-        raise EnvironmentFault(
-            f"{path} can't be read: {error.strerror}; name a file of jobs, or - for stdin"
-        ) from error
+        hint = "name a file of jobs, or - for stdin"
+        raise JobsFileError([Problem(str(path), 1, f"can't be read: {error.strerror}; {hint}")]) from error
     return data.split(b"\n")

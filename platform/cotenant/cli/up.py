@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,10 +55,12 @@ def up(file: Path, environment: str, address: str | None, timeout_s: float, no_e
     config = serve_config(platform, the_plan)
     state = RunState.load(platform.name)
     if state is not None and not _still_runs(state):
+        _clear_away(state)
         state = None
     if state is None:
         state = _join(platform, address) if address else _start(platform, console, no_emulator)
-        state.save()
+        if state.ray is not None:
+            state.save()
     elif state.environment != environment:
         raise EnvironmentFault(
             f"{platform.name} runs here as environment {state.environment}; "
@@ -67,8 +69,12 @@ def up(file: Path, environment: str, address: str | None, timeout_s: float, no_e
     with ServeApi(state.dashboard, state.token_file) as serve:
         _require_resources(serve, node_spec(platform))
         before = serve.applications()
-        serve.deploy(config)
         wanted = [application["name"] for application in config["applications"]]
+        if state.ray is None and RunState.load(platform.name) is None:
+            _require_no_neighbours(before, wanted)
+        # A Ray that was joined is on record only once something of ours runs there: `down` empties what is on record.
+        state.save()
+        serve.deploy(config)
         asked_at = time.time()
         try:
             _wait(serve, wanted, before, timeout_s, console)
@@ -172,6 +178,25 @@ def _still_runs(state: RunState) -> bool:
     return True
 
 
+def _clear_away(state: RunState) -> None:
+    """Stop what is left of a platform whose Ray has ended, so that its record can go."""
+    if state.ray is not None and state.ray_dir is not None:
+        ray_node.stop(state.ray, Path(state.ray_dir))
+    if state.emulator is not None and state.emulator.find() is not None:
+        emulator.stop(state.emulator.pid)
+    state.forget()
+
+
+def _require_no_neighbours(running: Collection[str], ours: Collection[str]) -> None:
+    """A Serve config replaces the whole of what runs: a Ray that is joined must not serve anybody else."""
+    others = sorted(set(running) - set(ours))
+    if others:
+        raise EnvironmentFault(
+            f"the running Ray serves {', '.join(others)} already, which a deploy from here would delete; "
+            "join one without Serve applications, or `serve shutdown` those first"
+        )
+
+
 def _start(platform: Platform, console: Console, no_emulator: bool) -> RunState:
     """Start Ray (and the emulator) for `platform` and say so."""
     spec = node_spec(platform)
@@ -180,11 +205,11 @@ def _start(platform: Platform, console: Console, no_emulator: bool) -> RunState:
         environment = {"PYTHONPATH": _python_path(), "COTENANT_HOME": str(home())}
         if emulator_host:
             environment["PUBSUB_EMULATOR_HOST"] = emulator_host
-        elif platform.gke is None or platform.gke is None:
+        elif platform.gke is None:
             environment["COTENANT_JOBS_SOURCE"] = "memory"
         try:
             node = ray_node.start(spec, environment, lambda waited_s: status.update(f"Ray starts ({waited_s:.0f} s)"))
-        except CotenantError:
+        except BaseException:  # Ctrl-C too: nobody has a record of the emulator yet
             if emulator_process is not None:
                 emulator.stop(emulator_process.pid)
             raise

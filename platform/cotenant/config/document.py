@@ -23,6 +23,10 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 #: Far above what a platform file needs; an alias that contains itself would go on for ever.
 _MAX_DEPTH = 50
+#: A thousand workloads are some 20,000 values; aliases of aliases make more than any machine has room for.
+_MAX_VALUES = 200_000
+#: Python itself refuses longer numbers, in words for programmers.
+_MAX_DIGITS = 4_000
 
 
 @dataclass
@@ -48,6 +52,33 @@ class Document:
         """Record something wrong with the value at `path`."""
         self.problems.append(Problem(self.file, self.line(path), message))
 
+    def origin(self, base: KeyPath, path: KeyPath, *, missing: bool = False) -> KeyPath:
+        """Where the value at `path` of an environment comes from: its overlay (at `base`) or the shared part.
+
+        The overlay's word is the last, so an exact match there wins; otherwise whichever knows more of the path.
+        What is missing is missing from the shared part, if both know as much.
+        """
+        if (*base, *path) in self.lines and not missing:
+            return (*base, *path)
+        overlay, shared = self.depth((*base, *path)) - len(base), self.depth(path)
+        return (*base, *path) if overlay > shared or not path or path[0] not in self.data else path
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The file and the part of it (`base`) that an environment comes from, to name lines with later."""
+
+    document: Document = field(compare=False, repr=False)
+    base: KeyPath
+
+    def problem(self, path: KeyPath, message: str) -> Problem:
+        """Something wrong with the value at `path` of the merged environment."""
+        return Problem(self.document.file, self.document.line(self.document.origin(self.base, path)), message)
+
+
+class _TooLarge(Exception):
+    """The file holds more values than any platform has."""
+
 
 def parse(path: Path, missing_hint: str) -> Document:
     """Read `path`. What can't be read or is no YAML mapping is in the document's `problems`."""
@@ -57,8 +88,14 @@ def parse(path: Path, missing_hint: str) -> Document:
     except FileNotFoundError:
         document.problem((), f"no such file; {missing_hint}")
         return document
-    except (OSError, UnicodeDecodeError) as error:
-        document.problem((), f"can't be read: {error}")
+    except OSError as error:
+        document.problem((), f"can't be read: {error.strerror}; {missing_hint}")
+        return document
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        document.problems.append(
+            Problem(document.file, line, f"is not text in UTF-8 here (byte {error.start}); save it as UTF-8")
+        )
         return document
     try:
         node = yaml.compose(text, Loader=_LOADER)
@@ -76,7 +113,10 @@ def parse(path: Path, missing_hint: str) -> Document:
     elif not isinstance(node, yaml.MappingNode):
         document.problem((), "needs a mapping at the top, with workloads and environments")
     else:
-        document.data = _Builder(document).mapping(node, ())
+        try:
+            document.data = _Builder(document).mapping(node, ())
+        except _TooLarge:
+            document.problem((), f"holds over {_MAX_VALUES:,} values, aliases written out; use fewer aliases")
     return document
 
 
@@ -86,8 +126,10 @@ class _Builder:
     def __init__(self, document: Document) -> None:
         self._document = document
         self._scalars = yaml.SafeLoader("")
+        self._values = 0
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
+        self._count()
         self._document.lines.setdefault(path, node.start_mark.line + 1)
         if len(path) > _MAX_DEPTH:
             self._document.problem(path[:1], "is nested too deeply; does an alias contain itself?")
@@ -100,11 +142,14 @@ class _Builder:
             return self._scalars.construct_object(node)
         except (ValueError, yaml.YAMLError) as error:
             what = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
+            if isinstance(error, ValueError) and len(node.value) > _MAX_DIGITS:
+                what = f"takes no number of {len(node.value):,} digits"
             self._document.problem(path, f"{dotted(path)}: {what}")
             return None
 
     def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         """A mapping's own keys over those it merges; the same key twice is a problem."""
+        self._count()
         own: dict[str, Any] = {}
         merged: dict[str, Any] = {}
         pairs = [(key_node, value_node, key_node.start_mark.line + 1) for key_node, value_node in node.value]
@@ -135,6 +180,11 @@ class _Builder:
             else:
                 merged.update(self.mapping(source, path))
         return merged
+
+    def _count(self) -> None:
+        self._values += 1
+        if self._values > _MAX_VALUES:
+            raise _TooLarge
 
     def _report(self, line: int, message: str) -> None:
         self._document.problems.append(Problem(self._document.file, line, message))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from cotenant.config.document import KeyPath, dotted
@@ -41,6 +42,10 @@ def explain(detail: ErrorDetails, path: KeyPath, environment: str) -> str:
     if kind == "missing":
         if path == ("pools",):
             return f"environment {environment} needs pools, e.g. pools: {{shared: {{accelerator: cpu, vram_gib: 12}}}}"
+        if path == ("workloads",):
+            return (
+                "workloads is missing; name what is served, e.g. workloads: {mug: {mockup: {}, gpu: {vram_gib: 1.5}}}"
+            )
         return f"{name} is missing{_described(path)}"
     if kind == "string_pattern_mismatch":
         return f"{name}: a name is lower-case letters, digits and dashes, at most 40; got {given!r}"
@@ -49,7 +54,8 @@ def explain(detail: ErrorDetails, path: KeyPath, environment: str) -> str:
     if kind == "value_error":
         return f"{name} {detail['msg'].removeprefix('Value error, ')}"
     if given is None:
-        return f"{name} has no value; give one or drop the key{_described(path)}"
+        drop = "" if _required(path) else " or drop the key"
+        return f"{name} has no value; give one{drop}{_described(path)}"
     if kind in _WANTED:
         return f"{name} {_WANTED[kind]}; got {_shown(given)}"
     message = detail["msg"].removeprefix("Input ")
@@ -128,7 +134,16 @@ def _flat(annotation: Any) -> Iterator[Any]:
         yield from _flat(arg)
 
 
-def _described(path: KeyPath) -> str:
+def _required(path: KeyPath) -> bool:
+    info = _field_at(path)
+    return info is not None and info.is_required()
+
+
+def _field_at(path: KeyPath) -> FieldInfo | None:
     model = _model_at(path[:-1])
-    info = model.model_fields.get(str(path[-1])) if model is not None else None
+    return model.model_fields.get(str(path[-1])) if model is not None else None
+
+
+def _described(path: KeyPath) -> str:
+    info = _field_at(path)
     return f": {info.description}" if info is not None and info.description else ""

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cotenant.config.document import Document, KeyPath, parse
-from cotenant.config.explain import explain, nearest, shadowed, unknown_key
+from cotenant.config.document import Document, KeyPath, Origin, parse
+from cotenant.config.explain import explain, nearest, probably_meant, shadowed, unknown_key
 from cotenant.config.model import KINDS, Environment, Misplaced, Platform, PlatformFile
 from cotenant.errors import ConfigError, Problem
 
@@ -91,32 +91,45 @@ def _resolve(document: Document, name: str) -> Platform | None:
         else:
             merged[key] = value
     merged["environment"] = name
+    _jobs_follow_gke(merged)
     try:
-        return Platform.model_validate(merged)
+        return Platform.model_validate(merged).read_from(Origin(document, base))
     except ValidationError as error:
         details = error.errors()
         misspelled = shadowed(details)
+        absent = ("workloads",) if "workloads" in _misspelled_at_top(document) else None
         for detail in details:
-            if detail["type"] == "missing" and detail["loc"] in misspelled:
+            if detail["type"] == "missing" and (detail["loc"] in misspelled or detail["loc"] == absent):
                 continue
             path: KeyPath = tuple(part for part in detail["loc"] if part != "[key]")
             broken = detail.get("ctx", {}).get("error")
             if isinstance(broken, Misplaced):
                 path = broken.path
-            document.problem(_where(document, base, path, detail["type"]), explain(detail, path, name))
+            where = document.origin(base, path, missing=detail["type"] == "missing")
+            document.problem(where, explain(detail, path, name) + _shared_name(document, path, detail["type"]))
         return None
 
 
-def _where(document: Document, base: KeyPath, path: KeyPath, kind: str) -> KeyPath:
-    """Where in the file the value at `path` of a merged environment comes from: its overlay or the shared part.
+def _misspelled_at_top(document: Document) -> set[str | None]:
+    """Top-level keys that were probably meant by the unknown ones, which are reported themselves."""
+    known = PlatformFile.model_fields
+    return {probably_meant(key, known) for key in document.data if key not in known}
 
-    The overlay's word is the last, so an exact match there wins; otherwise whichever knows more of the path.
-    What is missing is missing from the shared part, if both know as much.
-    """
-    if (*base, *path) in document.lines and kind != "missing":
-        return (*base, *path)
-    overlay, shared = document.depth((*base, *path)) - len(base), document.depth(path)
-    return (*base, *path) if overlay > shared or not path or path[0] not in document.data else path
+
+def _shared_name(document: Document, path: KeyPath, kind: str) -> str:
+    """A hint where an environment's workload lacks something because its name is no shared one's."""
+    shared = document.data.get("workloads")
+    if kind != "missing" or path[:1] != ("workloads",) or len(path) != 3 or not isinstance(shared, dict):
+        return ""
+    near = "" if path[1] in shared else nearest(str(path[1]), shared)
+    return f" {path[1]} is new here{near}" if near else ""
+
+
+def _jobs_follow_gke(merged: dict[str, Any]) -> None:
+    """An environment on Google Cloud has its topics in its own project, unless `jobs.project` says otherwise."""
+    gke, jobs = merged.get("gke"), merged.get("jobs", {})
+    if isinstance(gke, dict) and isinstance(jobs, dict) and isinstance(gke.get("project"), str):
+        merged["jobs"] = {"project": gke["project"], **jobs}
 
 
 def _merge(under: Any, over: Any) -> Any:

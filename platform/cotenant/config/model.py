@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 from typing_extensions import Self
+
+from cotenant.config.document import Origin
 
 Kind = Literal["llm", "mockup"]
 KINDS: tuple[Kind, ...] = ("llm", "mockup")
@@ -50,7 +52,8 @@ def _gib_number(value: Any) -> Any:
     raise ValueError(f"takes a number of GiB, without unit or quotes; for {value!r} write {gib:.4g}")
 
 
-Gib = Annotated[float, BeforeValidator(_gib_number), Field(gt=0, le=65536)]
+#: The bounds come first, so that the JSON schema has them too.
+Gib = Annotated[float, Field(gt=0, le=65536), BeforeValidator(_gib_number)]
 
 
 class Model(BaseModel):
@@ -95,6 +98,10 @@ class GpuBudget(Model):
     vram_gib: Gib = Field(description="VRAM budget of one replica in GiB; becomes its share of the GPU (num_gpus).")
 
 
+#: Most replicas or nodes there can be.
+_MOST = 10_000
+
+
 class _Range(Model):
     """A lowest and a highest count. Where a file gives `min` alone, `max` is as high."""
 
@@ -105,7 +112,7 @@ class _Range(Model):
     @classmethod
     def _max_follows_min(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(data.get("min"), int) and "max" not in data:
-            return {**data, "max": max(1, data["min"])}
+            return {**data, "max": min(max(1, data["min"]), _MOST)}
         return data
 
     @model_validator(mode="after")
@@ -118,8 +125,8 @@ class _Range(Model):
 class Replicas(_Range):
     """How many replicas run: never under min, never over max."""
 
-    min: int = Field(1, ge=0, le=10_000, description="Replicas that always run.")
-    max: int = Field(1, ge=1, le=10_000, description="Replicas at the most.")
+    min: int = Field(1, ge=0, le=_MOST, description="Replicas that always run.")
+    max: int = Field(1, ge=1, le=_MOST, description="Replicas at the most.")
 
 
 class Workload(Model):
@@ -129,7 +136,7 @@ class Workload(Model):
 
     llm: LlmSpec | None = Field(None, description="Make it a language model.")
     mockup: MockupSpec | None = Field(None, description="Make it a 3D-mockup renderer; {} takes the defaults.")
-    gpu: GpuBudget = Field(description="The budget of one replica.")
+    gpu: GpuBudget = Field(description="The budget of one replica, e.g. gpu: {vram_gib: 5}.")
     cpus: float = Field(1, gt=0, le=1024, description="CPU cores a replica books on its node.")
     concurrency: int | None = Field(
         None, ge=1, le=4096, description="Requests a replica works on at once (default: llm 32, mockup 2)."
@@ -166,8 +173,8 @@ class Workload(Model):
 class Nodes(_Range):
     """How many nodes a pool has: never under min, never over max."""
 
-    min: int = Field(0, ge=0, le=10_000, description="Nodes that always run.")
-    max: int = Field(1, ge=1, le=10_000, description="Nodes at the most.")
+    min: int = Field(0, ge=0, le=_MOST, description="Nodes that always run.")
+    max: int = Field(1, ge=1, le=_MOST, description="Nodes at the most.")
 
 
 class Pool(Model):
@@ -203,7 +210,10 @@ class Pool(Model):
 class Jobs(Model):
     """Where batch jobs come from and where their results go."""
 
-    project: str = Field("cotenant", description="Google Cloud project of the topics (any name on the emulator).")
+    project: str = Field(
+        "cotenant",
+        description="Google Cloud project of the topics; where the environment has gke, that project is the default.",
+    )
     topic: str = Field("jobs", description="Topic that jobs are published to.")
     subscription: str = Field("jobs-cotenant", description="Subscription the ingress pulls from.")
     results: str = Field("results", description="Topic that result messages are published to.")
@@ -248,6 +258,16 @@ class Platform(Model):
     gateway: Gateway = Field(default_factory=Gateway)
     pools: dict[Name, Pool] = Field(min_length=1)
     gke: Gke | None = None
+    _origin: Origin | None = PrivateAttr(None)
+
+    def read_from(self, origin: Origin) -> Self:
+        """Remember the file, so that who finds something wrong later can name the line."""
+        self._origin = origin
+        return self
+
+    def wrong(self, message: str, *path: str) -> str:
+        """`message` about the value at `path`, led by its file and line where the platform came from a file."""
+        return message if self._origin is None else str(self._origin.problem(path, message))
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:

@@ -7,6 +7,7 @@ Nodes are what is paid for, so cost counts nodes, also those of which only a par
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from cotenant.config import Platform
@@ -44,27 +45,27 @@ class Cost:
 
     @property
     def gpu_usd_at_min(self) -> float:
-        return sum(pool.monthly_usd(pool.nodes_at_min) for pool in self._gpu)
+        return math.fsum(pool.monthly_usd(pool.nodes_at_min) for pool in self._gpu)
 
     @property
     def gpu_usd_at_max(self) -> float:
-        return sum(pool.monthly_usd(pool.nodes_at_max) for pool in self._gpu)
+        return math.fsum(pool.monthly_usd(pool.nodes_at_max) for pool in self._gpu)
 
     @property
     def whole_gpus_usd_at_min(self) -> float:
-        return sum(pool.monthly_usd(pool.nodes_whole_gpus_at_min) for pool in self._gpu)
+        return math.fsum(pool.monthly_usd(pool.nodes_whole_gpus_at_min) for pool in self._gpu)
 
     @property
     def whole_gpus_usd_at_max(self) -> float:
-        return sum(pool.monthly_usd(pool.nodes_whole_gpus_at_max) for pool in self._gpu)
+        return math.fsum(pool.monthly_usd(pool.nodes_whole_gpus_at_max) for pool in self._gpu)
 
     @property
     def front_usd_at_min(self) -> float:
-        return sum(pool.monthly_usd(pool.nodes_at_min) for pool in self.pools if not pool.holds_workloads)
+        return math.fsum(pool.monthly_usd(pool.nodes_at_min) for pool in self.pools if not pool.holds_workloads)
 
     @property
     def front_usd_at_max(self) -> float:
-        return sum(pool.monthly_usd(pool.nodes_at_max) for pool in self.pools if not pool.holds_workloads)
+        return math.fsum(pool.monthly_usd(pool.nodes_at_max) for pool in self.pools if not pool.holds_workloads)
 
     @property
     def _gpu(self) -> tuple[PoolCost, ...]:

@@ -33,7 +33,7 @@ from cotenant.gateway.answers import (
     reply_of,
     while_connected,
 )
-from cotenant.gateway.bodies import MULTIPART, media_type, parse_json, parse_multipart, read_body
+from cotenant.gateway.bodies import MULTIPART, form_json, media_type, parse_json, parse_multipart, read_body
 from cotenant.gateway.edge import Edge
 from cotenant.gateway.keys import Keyring
 from cotenant.gateway.visit import visit_of
@@ -114,7 +114,7 @@ class _Door:
         files: dict[str, bytes] = {}
         if media_type(request.headers) == MULTIPART:
             body, files = await parse_multipart(request.headers, raw)
-            raw = orjson.dumps(body)
+            raw = form_json(body)
         else:
             body = parse_json(request.headers, raw, accepted=f"{JSON_TYPE} or {MULTIPART}")
         served = self._route(request.scope["path"], body, "template")

@@ -101,6 +101,14 @@ async def parse_multipart(headers: Headers, raw: bytes) -> tuple[dict[str, Any],
     return body, files
 
 
+def form_json(body: dict[str, Any]) -> bytes:
+    """The JSON text of a parsed form. Raises Refused for a field that has none: nested too deeply, or no Unicode."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise Refused(error_reply(400, f"the form has a field that can't be written as JSON: {error}")) from None
+
+
 def _typed(text: str) -> Any:
     try:
         return orjson.loads(text)

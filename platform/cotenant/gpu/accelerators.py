@@ -69,7 +69,8 @@ def usable_gib(name: str, pool: Pool) -> float:
     if listed is None:
         if pool.vram_gib is not None:
             return pool.vram_gib
-        near = difflib.get_close_matches(accelerator, ACCELERATORS, n=1)
+        near = difflib.get_close_matches(accelerator.lower(), ACCELERATORS, n=1)
+        near = near or [name for name in ACCELERATORS if accelerator.lower() in name.split("-")]
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(ACCELERATORS)}, {CPU}."
         raise PlanError(f"pool {name} has the accelerator {accelerator!r}; {hint} Or give the pool vram_gib")
     if pool.vram_gib is None:

@@ -166,11 +166,11 @@ def _pools(platform: Platform) -> dict[str, _PoolState]:
         try:
             usable = usable_gib(name, pool)
         except PlanError as error:
-            problems.append(str(error))
+            problems.append(platform.wrong(str(error), "pools", name))
             continue
         wrong = mismatch(name, pool)
         if wrong:
-            problems.append(wrong)
+            problems.append(platform.wrong(wrong, "pools", name))
         node_usd = node_usd_per_h(pool)
         states[name] = _PoolState(
             name=name,
@@ -194,7 +194,8 @@ def _assign(platform: Platform, pools: Mapping[str, _PoolState]) -> None:
         fitting = [(state, state.demand(name, workload)) for state in allowed]
         fitting = [(state, demand) for state, demand in fitting if demand.kib <= state.kib]
         if not fitting:
-            problems.append(_too_large(name, workload, allowed))
+            too_large = _too_large(name, workload, allowed)
+            problems.append(platform.wrong(too_large, "workloads", name, "gpu", "vram_gib"))
             continue
         fitting.sort(key=lambda pair: pair[0].price(pair[1]))
         rooms = []
@@ -204,7 +205,8 @@ def _assign(platform: Platform, pools: Mapping[str, _PoolState]) -> None:
                 state.demands[name] = demand
                 break
         else:
-            problems.append(_no_room(name, workload, [state for state, _ in fitting], rooms))
+            no_room = _no_room(name, workload, [state for state, _ in fitting], rooms)
+            problems.append(platform.wrong(no_room, "workloads", name, "replicas", "min"))
     if problems:
         raise PlanError("\n".join(problems))
 

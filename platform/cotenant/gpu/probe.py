@@ -15,5 +15,7 @@ def count_gpus() -> int:
         return 0
     try:
         return int(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError:
+        return 0
     finally:
         pynvml.nvmlShutdown()

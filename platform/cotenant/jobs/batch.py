@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from cotenant.calls import Directory
 from cotenant.errors import IdentityConflict, JobError, JobsFileError, MalformedJob, Problem, UnknownWorkload
 from cotenant.jobs.clock import Clock, SystemClock
-from cotenant.jobs.model import MAX_INLINE_BYTES, Identity, Job, canonical, parse_body, parse_line
+from cotenant.jobs.model import MAX_INLINE_BYTES, Identity, Job, canonical, check_name, parse_body, parse_line
 from cotenant.jobs.source import Message
 from cotenant.jobs.store import ResultStore, dead_key, result_key
 
@@ -49,7 +49,10 @@ def read_jobs(
 
     Raises:
         JobsFileError: lines that are no jobs, a custom_id given twice, or no job at all; with line numbers.
+        MalformedJob: the tenant or the batch is no name that a message can carry.
     """
+    check_name("the tenant", tenant)
+    check_name("the batch", batch)
     jobs: list[Job] = []
     problems: list[Problem] = []
     first_line: dict[str, int] = {}

@@ -71,10 +71,14 @@ class EmulatorCommand:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
-            while time.monotonic() < deadline and process.poll() is None:
-                if _answers(port):
-                    return RunningEmulator(f"127.0.0.1:{port}", process.pid, log)
-                time.sleep(0.1)
+            try:
+                while time.monotonic() < deadline and process.poll() is None:
+                    if _answers(port):
+                        return RunningEmulator(f"127.0.0.1:{port}", process.pid, log)
+                    time.sleep(0.1)
+            except BaseException:  # Ctrl-C: nobody has a record of this emulator yet
+                stop(process.pid)
+                raise
             lost_its_port = process.poll() is not None and _listens(port)
             if process.poll() is None:
                 stop(process.pid)

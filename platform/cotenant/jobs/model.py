@@ -97,7 +97,7 @@ def parse_job(data: bytes, attributes: Mapping[str, str], message_id: str) -> Jo
     tenant = attributes.get(TENANT) or DEFAULT_TENANT
     batch = attributes.get(BATCH) or message_id
     for what, value in ((TENANT, tenant), (BATCH, batch)):
-        _check_name(f"the attribute {what}", value)
+        check_name(f"the attribute {what}", value)
     return parse_line(data, tenant=tenant, batch=batch)
 
 
@@ -119,7 +119,7 @@ def parse_line(data: bytes, *, tenant: str, batch: str) -> Job:
     if unknown:
         raise MalformedJob(f"{', '.join(repr(key)[:60] for key in unknown[:5])} unknown; a job has {', '.join(_KEYS)}")
     custom_id, method, url = line["custom_id"], line["method"], line["url"]
-    _check_name("custom_id", custom_id)
+    check_name("custom_id", custom_id)
     if method != "POST":
         raise MalformedJob(f'method needs to be "POST", got {_short(method)}')
     if not isinstance(url, str) or not url.startswith("/v1/") or len(url) > 256:
@@ -276,7 +276,8 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _check_name(what: str, value: Any) -> None:
+def check_name(what: str, value: Any) -> None:
+    """Raises MalformedJob if `value` is no name that a message can carry."""
     if not isinstance(value, str) or not value:
         raise MalformedJob(f"{what} needs to be a string that is not empty, got {_short(value)}")
     try:

@@ -162,9 +162,9 @@ class Pump:
                 failures += 1
                 self._trouble = f"{name}: {error}"
                 level = logging.WARNING if isinstance(error, CotenantError) else logging.ERROR
-                _log.log(
-                    level, "%s", self._trouble, extra={"action": f"{name}_failed"}, exc_info=level == logging.ERROR
-                )
+                # The text of our own errors is fit to be shown; a foreign one's may quote a job.
+                trouble = str(error) if isinstance(error, CotenantError) else None
+                event(_log, f"{name}_failed", level=level, error=error, trouble=trouble)
                 if name == "pull" and isinstance(error, SourceUnavailable):
                     # An emulator that was restarted has forgotten its topics.
                     turn = _first(self._source.setup, self._pull)

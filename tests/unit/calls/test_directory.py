@@ -60,3 +60,9 @@ def test_a_directory_survives_the_way_through_a_serve_config() -> None:
 @pytest.mark.parametrize(("given", "name"), [("mug", "mug"), ("art/tall-mug.glb", "tall-mug"), ("./x.glb", "x")])
 def test_a_template_is_called_by_its_files_stem(given: str, name: str) -> None:
     assert template_name(given) == name
+
+
+def test_a_name_as_long_as_a_body_is_neither_repeated_nor_compared() -> None:
+    with pytest.raises(UnknownWorkload) as caught:
+        DIRECTORY.route("/v1/completions", {"model": "x" * 5_000_000})
+    assert len(str(caught.value)) < 400

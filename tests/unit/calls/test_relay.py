@@ -286,6 +286,26 @@ async def test_a_gateway_that_does_not_read_makes_its_senders_wait(
     assert await read_all(stream) == [b"late"]
 
 
+async def test_a_call_that_ends_while_its_connection_waits_takes_no_other_along(
+    server: RelayServer, sender: RelaySender, net: Net
+) -> None:
+    leaving, staying = server.open(), server.open()
+    sinks = [await sender.open(target_of(server, stream)) for stream in (leaving, staying)]
+    for sink in sinks:
+        sink.start(HEAD)
+    net.connections[0].pause_writing()
+    calls = [asyncio.create_task(sink.chunk(b"late")) for sink in sinks]
+    await turn()
+    calls[0].cancel()
+    await turn()
+    assert calls[0].cancelled()
+    assert not calls[1].done()
+    net.connections[0].resume_writing()
+    await calls[1]
+    sinks[1].end()
+    assert await read_all(staying) == [b"late"]
+
+
 async def test_an_error_frame_ends_a_stream_before_or_after_its_start(server: RelayServer, sender: RelaySender) -> None:
     early, late = server.open(), server.open()
     early_sink, late_sink = [await sender.open(target_of(server, stream)) for stream in (early, late)]

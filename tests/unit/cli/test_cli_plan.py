@@ -100,7 +100,7 @@ def test_a_platform_that_does_not_fit_ends_with_code_two(tmp_path: Path) -> None
     )
     done = run("plan", "-f", str(file))
     assert done.exit_code == 2
-    assert done.stderr.startswith("m needs 9 GiB, but the largest GPU it may use")
+    assert done.stderr.startswith(f"{file}:1: m needs 9 GiB, but the largest GPU it may use")
     assert done.stderr.count("\n") == 1
 
 
@@ -175,3 +175,10 @@ def test_plan_works_where_ray_and_torch_are_not_installed() -> None:
     done = child(program)
     assert done.returncode == 0, done.stderr
     assert "GPU 1" in done.stdout
+
+
+def test_a_terminal_without_unicode_gets_the_plan_in_ascii() -> None:
+    program = f"from cotenant.cli import main; main(['plan', '-f', {str(PLATFORM)!r}])"
+    done = child(program, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "WWWWWWWWWWMMM..........." in done.stdout

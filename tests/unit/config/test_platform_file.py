@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.config import environments, load_platform
-from cotenant.config.schema import COMMITTED, render
+from cotenant.config.schema import COMMITTED, json_schema, render
 
 pytestmark = pytest.mark.unit
 
@@ -125,3 +125,22 @@ def test_every_key_of_the_schema_is_documented() -> None:
         if "description" not in value and "$ref" not in value
     ]
     assert bare == []
+
+
+def test_jobs_live_in_the_google_cloud_project_of_their_environment(tmp_path: Path) -> None:
+    file = tmp_path / "platform.yaml"
+    text = (
+        "workloads: {m: {mockup: {}, gpu: {vram_gib: 1}}}\n"
+        "environments:\n"
+        "  local: {pools: &pools {a: {accelerator: cpu, vram_gib: 4}}}\n"
+        "  prod: {pools: *pools, gke: {project: acme, region: us-central1}}\n"
+        "  other: {pools: *pools, gke: {project: acme, region: us-central1}, jobs: {project: elsewhere}}\n"
+    )
+    file.write_text(text)
+    projects = [load_platform(file, name).jobs.project for name in ("local", "prod", "other")]
+    assert projects == ["cotenant", "acme", "elsewhere"]
+
+
+def test_the_schema_knows_the_bounds_of_memory() -> None:
+    budget = json_schema()["$defs"]["GpuBudget"]["properties"]["vram_gib"]
+    assert (budget["exclusiveMinimum"], budget["maximum"]) == (0, 65536)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cotenant.config import load_platform
-from cotenant.errors import ConfigError
+from cotenant.errors import ConfigError, PlanError
+from cotenant.gpu.plan import plan as make_plan
 
 pytestmark = pytest.mark.unit
 
@@ -84,11 +85,11 @@ CASES = {
     ),
     "no budget": (
         workload("{mockup: {}}"),
-        "platform.yaml:2: workloads.writer.gpu is missing: The budget of one replica.",
+        "platform.yaml:2: workloads.writer.gpu is missing: The budget of one replica, e.g. gpu: {vram_gib: 5}.",
     ),
     "budget without a value": (
         workload("{mockup: {}, gpu: {vram_gib: }}"),
-        "platform.yaml:3: workloads.writer.gpu.vram_gib has no value; give one or drop the key: VRAM budget of one "
+        "platform.yaml:3: workloads.writer.gpu.vram_gib has no value; give one: VRAM budget of one "
         "replica in GiB; becomes its share of the GPU (num_gpus).",
     ),
     "no kind": (
@@ -216,3 +217,61 @@ def test_a_workload_only_an_environment_has_is_reported_there(tmp_path: Path) ->
         "    workloads:\n      extra: {mockup: {}}\n"
     )
     assert problems(tmp_path, text)[0].startswith("platform.yaml:6: workloads.extra.gpu is missing")
+
+
+def test_a_misspelled_section_is_not_reported_as_missing_too(tmp_path: Path) -> None:
+    lines = problems(tmp_path, "worklods: {m: {mockup: {}, gpu: {vram_gib: 1}}}\n" + LOCAL)
+    assert lines == ["platform.yaml:1: worklods is not a key here; did you mean workloads?"]
+
+
+def test_an_environments_workload_that_is_nearly_a_shared_one_names_it(tmp_path: Path) -> None:
+    text = WORKLOADS + LOCAL.replace("}}}}", "}}, workloads: {mockup: {replicas: {max: 2}}}}}")
+    (line,) = problems(tmp_path, text)
+    assert line.startswith("platform.yaml:2: workloads.mockup.gpu is missing")
+    assert line.endswith("did you mean mockups?")
+
+
+def test_aliases_of_aliases_are_refused_and_not_written_out(tmp_path: Path) -> None:
+    text = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True):
+        text += f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    (line,) = problems(tmp_path, text + WORKLOADS + LOCAL)
+    assert line == "platform.yaml:1: holds over 200,000 values, aliases written out; use fewer aliases"
+
+
+def test_a_number_of_thousands_of_digits_is_refused_in_plain_words(tmp_path: Path) -> None:
+    text = workload("{mockup: {}, gpu: {vram_gib: 2}, queue: 1" + "0" * 5000 + "}")
+    assert problems(tmp_path, text) == ["platform.yaml:3: workloads.writer.queue: takes no number of 5,001 digits"]
+
+
+def test_a_folder_and_a_file_that_is_no_text_are_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="1: can't be read: Is a directory; name one with -f"):
+        load_platform(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"name: a\n# caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"latin\.yaml:2: is not text in UTF-8 here \(byte 13\)"):
+        load_platform(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("inside", "pools", "expected"),
+    [
+        ("{mockup: {}, gpu: {vram_gib: 40}}", "{accelerator: cpu, vram_gib: 12}", "3: writer needs 40 GiB, but"),
+        (
+            "{mockup: {}, gpu: {vram_gib: 5}, replicas: {min: 3}}",
+            "{accelerator: cpu, vram_gib: 12}",
+            "3: writer needs 3 x 5 GiB at minimum",
+        ),
+        ("{mockup: {}, gpu: {vram_gib: 5}}", "{accelerator: L4}", "4: pool shared has the accelerator 'L4'; did you"),
+        (
+            "{mockup: {}, gpu: {vram_gib: 5}}",
+            "{accelerator: nvidia-l4, machine: a2-highgpu-1g}",
+            "4: pool shared says nvidia-l4, but a2-highgpu-1g has nvidia-tesla-a100",
+        ),
+    ],
+)
+def test_what_does_not_fit_names_the_line_to_change(tmp_path: Path, inside: str, pools: str, expected: str) -> None:
+    file = tmp_path / "platform.yaml"
+    file.write_text(f"workloads:\n  writer:\n    {inside}\nenvironments: {{local: {{pools: {{shared: {pools}}}}}}}\n")
+    with pytest.raises(PlanError) as caught:
+        make_plan(load_platform(file))
+    assert str(caught.value).startswith(f"{file}:{expected}")

@@ -264,3 +264,11 @@ async def test_an_unforeseen_failure_is_a_500_that_names_only_the_request(house:
     assert (reply.status_code, error["type"]) == (500, "server_error")
     assert reply.headers["x-request-id"] in error["message"]
     assert "customer" not in reply.text
+
+
+async def test_a_form_field_that_is_nested_too_deeply_is_the_callers_mistake(house: House) -> None:
+    form = {"template": (None, "mug"), "seed": (None, "[" * 500 + "]" * 500)}
+    async with house.client() as client:
+        reply = await client.post("/v1/mockups", files=form)
+    assert reply.status_code == 400
+    assert "can't be written as JSON" in error_of(reply)["message"]

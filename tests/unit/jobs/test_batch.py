@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cotenant.calls import Reply, error_reply
-from cotenant.errors import IdentityConflict, JobError, JobsFileError, SourceUnavailable
+from cotenant.errors import IdentityConflict, JobError, JobsFileError, MalformedJob, SourceUnavailable
 from cotenant.jobs.batch import Progress, collect, new_batch_id, read_jobs, submit
 from cotenant.jobs.clock import ManualClock
 from cotenant.jobs.model import MAX_INLINE_BYTES, Job, Result, error_line, parse_job, result_line
@@ -38,6 +38,12 @@ def test_every_problem_of_a_file_is_said_with_its_line() -> None:
         "jobs.jsonl:6: the model 'other' does not exist; here are tiny, writer",
     ]
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("batch", ["", "b" * 2000, "two\nlines"], ids=["empty", "too long", "unprintable"])
+def test_a_batch_that_no_message_can_carry_is_refused(batch: str) -> None:
+    with pytest.raises(MalformedJob, match="the batch"):
+        read(chat("a"), batch=batch)
 
 
 def test_a_file_without_jobs_is_refused() -> None:

@@ -102,8 +102,8 @@ def test_without_a_platform_or_a_queue_submit_says_what_to_start(folder: Path) -
 
 def test_a_file_that_is_not_there_is_said_so() -> None:
     result = cotenant("submit", "nowhere.jsonl")
-    assert result.exit_code == 1
-    assert "nowhere.jsonl can't be read" in result.stderr
+    assert result.exit_code == 2
+    assert "nowhere.jsonl:1: can't be read" in result.stderr
 
 
 def test_a_submission_that_breaks_off_says_how_to_finish_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,13 +127,17 @@ def start(spec: NodeSpec, environment: Mapping[str, str], on_wait: Callable[[flo
         process=ProcessRef.of(process.pid),
     )
     begun = time.monotonic()
-    while (waited := time.monotonic() - begun) < START_TIMEOUT_S:
-        if process.poll() is not None:
-            break
-        if _listens(dashboard_port) and b"Ray runtime started" in log.read_bytes():
-            return node
-        on_wait(waited)
-        time.sleep(0.2)
+    try:
+        while (waited := time.monotonic() - begun) < START_TIMEOUT_S:
+            if process.poll() is not None:
+                break
+            if _listens(dashboard_port) and b"Ray runtime started" in log.read_bytes():
+                return node
+            on_wait(waited)
+            time.sleep(0.2)
+    except BaseException:  # Ctrl-C: nobody has a record of this Ray yet
+        stop(node.process, directory)
+        raise
     tail = "\n".join(log.read_text(errors="replace").strip().splitlines()[-8:])
     stop(node.process, directory)
     raise EnvironmentFault(f"Ray did not start within {START_TIMEOUT_S:.0f} s; the end of {log}:\n{tail}")

@@ -42,7 +42,7 @@ class ServeApi:
     """Client of the Serve REST API at a dashboard's base URL. Use as a context manager."""
 
     def __init__(self, dashboard: str, token: Path | str | None) -> None:
-        headers = {"authorization": f"Bearer {Path(token).read_text().strip()}"} if token else {}
+        headers = {"authorization": f"Bearer {_read(token)}"} if token else {}
         self._url = dashboard.rstrip("/")
         self._client = httpx.Client(base_url=self._url, headers=headers, timeout=60, trust_env=False)
 
@@ -118,3 +118,13 @@ class ServeApi:
             raise EnvironmentFault(
                 f"Ray's dashboard at {self._url} answers {response.status_code}: {response.text.strip()[:1000]}"
             )
+
+
+def _read(token: Path | str) -> str:
+    try:
+        return Path(token).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EnvironmentFault(
+            f"the Ray token in {token} can't be read ({type(error).__name__}); "
+            "set RAY_AUTH_TOKEN_PATH to the file with that cluster's token"
+        ) from error

@@ -27,11 +27,12 @@ from cotenant.engines.mockup.fetch import Fetcher
 from cotenant.engines.mockup.request import BadRequest, MockupRequest, Url, artwork_source, parse, wants_json
 from cotenant.engines.mockup.scene import Scene
 from cotenant.engines.mockup.template import Floats
+from cotenant.telemetry.logs import event
 
 URL = "/v1/mockups"
 TEMPLATES_URL = "/v1/mockups/templates"
 SHADOWS_KEPT = 8
-log = logging.getLogger(__name__)
+LOG = logging.getLogger("cotenant.mockup")
 T = TypeVar("T")
 
 
@@ -52,15 +53,13 @@ class MockupEngine:
         self._shadows_change = threading.Lock()
         started = time.perf_counter()
         self._scenes = self._renderer.submit(self._load).result()
-        log.info(
-            "mockup engine ready",
-            extra={
-                "action": "mockup_engine_ready",
-                "templates": list(self._scenes),
-                "variant": self.variant.name,
-                "variant_reason": self.variant.reason,
-                "seconds": round(time.perf_counter() - started, 2),
-            },
+        event(
+            LOG,
+            "mockup_engine_ready",
+            templates=", ".join(self._scenes),
+            variant=self.variant.name,
+            variant_reason=self.variant.reason,
+            seconds=round(time.perf_counter() - started, 2),
         )
 
     def _load(self) -> dict[str, Scene]:
@@ -82,8 +81,8 @@ class MockupEngine:
                 return await self._mockup(call)
         except BadRequest as error:
             return error.reply()
-        except Exception:
-            log.exception("mockup failed", extra={"action": "mockup_failed", "request_id": call.request_id})
+        except Exception as error:
+            event(LOG, "mockup_failed", level=logging.ERROR, error=error, request_id=call.request_id)
             return error_reply(500, "the mockup could not be rendered; the log has the reason", code="render_failed")
         return error_reply(404, f"no route {call.method} {call.url}; here are POST {URL} and GET {TEMPLATES_URL}")
 
@@ -180,8 +179,9 @@ class MockupEngine:
     def _shadow(self, scene: Scene, width: int, height: int) -> Floats | None:
         """The backdrop's shadow for this view; a handful of sizes is kept, since most customers ask for the same."""
         key = (scene.template.name, width, height)
-        if key in self._shadows:
-            return self._shadows[key]
+        kept = self._shadows  # the other helper may put another dict in its place
+        if key in kept:
+            return kept[key]
         shadow = scene.shadow(width, height)
         with self._shadows_change:
             if len(self._shadows) >= SHADOWS_KEPT:

@@ -136,9 +136,9 @@ def _translated(error: ValidationError) -> BadRequest:
     if kind == "missing" and len(first["loc"]) == 1:
         return BadRequest(f"the body needs {param}", param=param, code="missing_required_parameter")
     if kind == "extra_forbidden" and len(first["loc"]) == 1:
-        near = difflib.get_close_matches(param, MockupRequest.model_fields, n=1)
+        near = difflib.get_close_matches(param[:64], MockupRequest.model_fields, n=1)
         known = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(MockupRequest.model_fields)}"
-        return BadRequest(f"unknown parameter {param!r}; {known}", param=param, code="unknown_parameter")
+        return BadRequest(f"unknown parameter {param[:64]!r}; {known}", param=param[:64], code="unknown_parameter")
     if param == "artwork":
         return BadRequest(f'artwork takes a string, or {Upload.__name__.lower()} by name: {{"file": …}}', param=param)
     got = first["input"]
