@@ -6,6 +6,7 @@ applications whose config changed. Whatever goes wrong, the version that served 
 
 from __future__ import annotations
 
+import hmac
 import os
 import time
 from collections.abc import Collection, Mapping
@@ -65,6 +66,11 @@ def up(file: Path, environment: str, address: str | None, timeout_s: float, no_e
         raise EnvironmentFault(
             f"{platform.name} runs here as environment {state.environment}; "
             f"`cotenant down` first, then `up -e {environment}`"
+        )
+    elif state.ray is not None and state.keys_digest != _keys_digest(platform):
+        raise EnvironmentFault(
+            f"{platform.gateway.keys_env} differs from what the running platform was started with, and its gateway "
+            "reads it at the start only: `cotenant down` first, or keep the keys in gateway.keys_file"
         )
     with ServeApi(state.dashboard, state.token_file) as serve:
         _require_resources(serve, node_spec(platform))
@@ -226,7 +232,14 @@ def _start(platform: Platform, console: Console, no_emulator: bool) -> RunState:
         pubsub_emulator_host=emulator_host,
         store=platform.jobs.store,
         gateway_url=_gateway_url(platform),
+        keys_digest=_keys_digest(platform),
     )
+
+
+def _keys_digest(platform: Platform) -> str | None:
+    """A digest of the API keys in the environment, salted with what only this user can read; None if there are none."""
+    keys = os.environ.get(platform.gateway.keys_env or "", "")
+    return hmac.digest(ray_node.token_file().read_bytes(), keys.encode(), "sha256").hex() if keys else None
 
 
 def _join(platform: Platform, address: str) -> RunState:

@@ -83,13 +83,22 @@ class MockupSpec(Model):
     templates: Names = Field(
         ("mug", "poster"),
         min_length=1,
-        description="Bundled template names, or paths of GLB files with a material named artwork.",
+        description="Bundled template names, or paths of GLB files with a material named artwork; a request names the "
+        "file's stem, and goes to the first workload that has it.",
     )
     max_size_px: int = Field(2048, ge=16, le=8192, description="Longest side of a render, in pixels.")
     max_samples: int = Field(256, ge=1, le=4096, description="Most samples per pixel a request may ask for.")
     variant: Literal["auto", "cuda", "llvm", "scalar"] = Field(
         "auto", description="Mitsuba back end; auto takes the fastest one that a probe found working."
     )
+
+    @model_validator(mode="after")
+    def _templates_are_distinct(self) -> Self:
+        stems = [template.rsplit("/", 1)[-1].removesuffix(".glb") for template in self.templates]
+        for stem in stems:
+            if stems.count(stem) > 1:
+                raise ValueError(f"templates holds {stem!r} twice; a request could mean either: drop or rename one")
+        return self
 
 
 class GpuBudget(Model):

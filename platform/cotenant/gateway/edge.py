@@ -31,6 +31,7 @@ _QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
+_LOOPBACK_ORIGIN = re.compile(rf"https?://{_LOOPBACK_HOST.pattern}", re.IGNORECASE)
 
 
 class Edge:
@@ -76,11 +77,16 @@ class Edge:
         if path in OPEN_PATHS:
             return None
         if not self._keys:
-            # Without a key only loopback is served, and a web page that rebinds its name to it isn't loopback.
-            if _LOOPBACK_HOST.fullmatch(headers.get("host", "")):
+            # Without a key only loopback is served: not a web page that rebinds its name to it, nor one from
+            # elsewhere that has its visitor's browser post here.
+            origin = headers.get("origin")
+            if _LOOPBACK_HOST.fullmatch(headers.get("host", "")) and (
+                origin is None or _LOOPBACK_ORIGIN.fullmatch(origin)
+            ):
                 return None
             return error_reply(
-                403, "no API key is configured, so the Host must be localhost; set an API key to be asked by name"
+                403,
+                "no API key is configured, so Host and Origin must be this machine; set an API key to be asked by name",
             )
         scheme, _, token = headers.get("authorization", "").partition(" ")
         key = token.strip() if scheme.lower() == "bearer" else headers.get("api-key", "")

@@ -46,7 +46,8 @@ class RunState:
     """What runs for one platform on this machine.
 
     `ray` and `emulator` are None when `up` joined or was given a running one. `dashboard` is the base URL of
-    Ray's dashboard, `token_file` holds the token it wants, `store` is the absolute job store.
+    Ray's dashboard, `token_file` holds the token it wants, `store` is the absolute job store. `keys_digest` tells
+    whether the API keys in the environment are still those that Ray's processes were started with.
     """
 
     platform: str
@@ -60,6 +61,7 @@ class RunState:
     pubsub_emulator_host: str | None
     store: str | None
     gateway_url: str
+    keys_digest: str | None = None
 
     @classmethod
     def path(cls, platform: str) -> Path:
@@ -73,7 +75,7 @@ class RunState:
             for key in ("ray", "emulator"):
                 raw[key] = ProcessRef(**raw[key]) if raw.get(key) else None
             return cls(**raw)
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, AttributeError):
             return None
 
     def save(self) -> None:

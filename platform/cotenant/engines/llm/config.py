@@ -34,6 +34,7 @@ _DECIDED_BY = {
     "max_num_seqs": "concurrency",
     "dtype": "llm.dtype",
     "distributed_executor_backend": "the pool's accelerator",
+    "gpu_memory_utilization": "gpu.vram_gib",
 }
 
 
