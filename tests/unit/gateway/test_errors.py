@@ -276,10 +276,10 @@ async def test_a_form_field_that_is_nested_too_deeply_is_the_callers_mistake(hou
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost.evil.example", "null"])
 async def test_without_keys_a_page_from_elsewhere_cannot_have_its_visitor_post_here(house: House, origin: str) -> None:
-    reply = await house.client.post("/v1/mockups", json={"template": "mug"}, headers={"origin": origin})
+    reply = await house.client().post("/v1/mockups", json={"template": "mug"}, headers={"origin": origin})
     assert reply.status_code == 403
 
 
 async def test_without_keys_a_page_of_this_machine_may_post_here(house: House) -> None:
-    reply = await house.client.get("/v1/models", headers={"origin": "http://localhost:3000"})
+    reply = await house.client().get("/v1/models", headers={"origin": "http://localhost:3000"})
     assert reply.status_code == 200
