@@ -7,37 +7,36 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-SIZE_PX = 1024
+#: As wide to high as the mug's artwork slot, so that nothing is cropped.
+SIZE_PX = (1024, 802)
 SUPERSAMPLING = 3
 CREAM, CORAL, GOLD, TEAL, NAVY = "#fdf3e1", "#ef6f5e", "#f6b84b", "#2b8a8a", "#16324f"
 
 
-def draw(size_px: int = SIZE_PX) -> Image.Image:
-    """A sun over waves with the project's name, `size_px` square, RGB."""
-    side = size_px * SUPERSAMPLING
-    image = Image.new("RGB", (side, side), CREAM)
+def draw(size_px: tuple[int, int] = SIZE_PX) -> Image.Image:
+    """A sun over waves with the project's name, RGB."""
+    width, height = (side * SUPERSAMPLING for side in size_px)
+    image = Image.new("RGB", (width, height), CREAM)
     pen = ImageDraw.Draw(image)
-    centre, horizon = side / 2, side * 0.56
+    centre, horizon = width / 2, height * 0.56
     for ray in range(24):
         angle = math.pi * ray / 12
         spread = math.pi / 48
-        far = side * 0.46
+        far = height * 0.5
         corners = [(centre + far * math.cos(angle + s), horizon + far * math.sin(angle + s)) for s in (-spread, spread)]
         pen.polygon([(centre, horizon), *corners], fill=GOLD)
-    radius = side * 0.24
+    radius = height * 0.25
     pen.ellipse((centre - radius, horizon - radius, centre + radius, horizon + radius), fill=CORAL)
     for row, colour in enumerate((TEAL, "#237575", NAVY)):
-        top = horizon + side * (0.03 + 0.075 * row)
-        crest = side * 0.022
+        top = horizon + height * (0.03 + 0.075 * row)
+        crest = height * 0.022
         points = [
-            (x, top + crest * math.sin(2 * math.pi * (x / side * 5 + row * 0.35)))
-            for x in range(0, side + 1, side // 96)
+            (x, top + crest * math.sin(2 * math.pi * (x / width * 5 + row * 0.35)))
+            for x in range(0, width + 1, width // 96)
         ]
-        pen.polygon([*points, (side, side), (0, side)], fill=colour)
-    font = ImageFont.load_default(side * 0.115)
-    pen.text((centre, side * 0.885), "cotenant", font=font, fill=CREAM, anchor="mm")
-    pen.text((centre, side * 0.055), "SHARE THE SUN", font=ImageFont.load_default(side * 0.05), fill=NAVY, anchor="mm")
-    return image.resize((size_px, size_px), Image.Resampling.LANCZOS)
+        pen.polygon([*points, (width, height), (0, height)], fill=colour)
+    pen.text((centre, height * 0.86), "cotenant", font=ImageFont.load_default(height * 0.13), fill=CREAM, anchor="mm")
+    return image.resize(size_px, Image.Resampling.LANCZOS)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def jobs(state: RunState) -> int:
 
 
 def render_jobs() -> list[dict[str, object]]:
-    artwork = Image.open(ARTWORK).convert("RGB").resize((512, 512))
+    artwork = Image.open(ARTWORK).convert("RGB").resize((512, 401))
     made = []
     for number in range(10):
         template = ("mug", "poster")[number % 2]
