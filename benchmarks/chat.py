@@ -39,8 +39,9 @@ import yaml
 from cotenant.cli.machine.serve_api import ServeApi
 from cotenant.cli.machine.state import RunState
 from cotenant.config import load_platform
+from cotenant.config.home import home
 from cotenant.engines.llm.config import Shape, Slice, engine_arguments, environment
-from cotenant.engines.llm.models import home, locate, materialise
+from cotenant.engines.llm.models import locate, materialise
 
 CONCURRENCIES = (1, 8, 32)
 REQUESTS = {1: 4, 8: 16, 32: 64}

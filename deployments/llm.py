@@ -20,10 +20,11 @@ from ray.util import get_current_placement_group
 
 from cotenant.calls import Call, Reply
 from cotenant.calls.relay import RelaySender, Target
+from cotenant.config.home import home
 from cotenant.config.model import LlmSpec
 from cotenant.engines.llm import asgi
 from cotenant.engines.llm.config import Shape, Slice, engine_arguments, environment, llm_config
-from cotenant.engines.llm.models import home, locate, materialise
+from cotenant.engines.llm.models import locate, materialise
 from cotenant.telemetry.logs import configure_logs, event
 
 LOG = logging.getLogger("cotenant.llm")

@@ -26,9 +26,10 @@ import cotenant
 from cotenant.cli.machine import ray_node
 from cotenant.cli.machine.engine_logs import root_cause
 from cotenant.cli.machine.serve_api import ApplicationStatus, ServeApi
-from cotenant.cli.machine.state import ProcessRef, RunState, home
+from cotenant.cli.machine.state import ProcessRef, RunState
 from cotenant.cli.options import platform_options
 from cotenant.config import Platform, load_platform
+from cotenant.config.home import home
 from cotenant.errors import CotenantError, DeployFailed, EnvironmentFault
 from cotenant.gpu.plan import plan
 from cotenant.gpu.probe import count_gpus

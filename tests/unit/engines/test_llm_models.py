@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cotenant.config.home import home
 from cotenant.engines.llm import models
 from cotenant.engines.llm.models import Model, locate, materialise
 from cotenant.errors import EnvironmentFault
@@ -144,6 +145,6 @@ def test_a_conversion_that_fails_leaves_nothing_and_may_be_tried_again(
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("COTENANT_HOME", str(tmp_path))
-    assert models.home() == tmp_path
+    assert home() == tmp_path
     monkeypatch.delenv("COTENANT_HOME")
-    assert models.home() == Path.home() / ".cache" / "cotenant"
+    assert home() == Path.home() / ".cache" / "cotenant"

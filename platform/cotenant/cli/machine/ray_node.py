@@ -23,7 +23,8 @@ from pathlib import Path
 
 import psutil
 
-from cotenant.cli.machine.state import ProcessRef, home
+from cotenant.cli.machine.state import ProcessRef
+from cotenant.config.home import home
 from cotenant.errors import EnvironmentFault
 
 #: Shared memory for objects in flight; pictures pass through it, weights do not.

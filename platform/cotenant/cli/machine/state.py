@@ -14,10 +14,7 @@ from typing import Any
 
 import psutil
 
-
-def home() -> Path:
-    """Where caches, logs and run records live: `$COTENANT_HOME`, by default `~/.cache/cotenant`."""
-    return Path(os.environ.get("COTENANT_HOME") or Path.home() / ".cache" / "cotenant").expanduser().absolute()
+from cotenant.config.home import home
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -87,11 +86,6 @@ def materialise(model: Model, home: Path) -> str:
             if not folder.is_dir():
                 _appear(folder, _gguf_of(model.source))
     return str(folder)
-
-
-def home() -> Path:
-    """The folder for caches and state: COTENANT_HOME, or ~/.cache/cotenant."""
-    return Path(os.environ.get("COTENANT_HOME") or "~/.cache/cotenant").expanduser().absolute()
 
 
 def _download(hub_id: str) -> str:
