@@ -3,6 +3,7 @@
     CotenantError
     ├── ConfigError            the platform file is wrong: the user's to mend (exit code 2)
     ├── PlanError              the platform does not fit its pools (exit code 2)
+    ├── NoRoom                 a replica can't join a GPU: with it, some tenant there could never wake
     ├── EnvironmentFault       this machine lacks something: Ray, Java, a port, a token (exit code 1)
     ├── DeployFailed           Serve took the config and could not run it (exit code 1)
     ├── JobsFileError          a file of jobs is wrong: nothing of it was published (exit code 2)
@@ -16,6 +17,7 @@
         ├── Overloaded         its queue is full: come back after `retry_after_s`
         ├── DeadlineExceeded   the caller's deadline passed; the work was cancelled
         ├── ReplicaDied        the replica died with the call: safe to repeat, it left no result
+        ├── BudgetExceeded     the replica was stopped because it held more than its VRAM budget: not to be repeated
         └── WorkloadUnavailable  no replica is ready, or the engine broke in a way of its own
 
 Messages follow one pattern: *need, have, next step*. A foreign exception (Ray's, NVML's, Google's) is
@@ -60,6 +62,10 @@ class PlanError(CotenantError):
     """A workload fits no GPU, or the minimum does not fit the pool's nodes."""
 
     exit_code = 2
+
+
+class NoRoom(CotenantError):
+    """A replica can't join a GPU: with it, some tenant there could never wake."""
 
 
 class EnvironmentFault(CotenantError):
@@ -122,6 +128,10 @@ class DeadlineExceeded(CallError):
 
 class ReplicaDied(CallError):
     """The replica died with the call in it. It left no result, so the call may be repeated."""
+
+
+class BudgetExceeded(CallError):
+    """The replica went past its VRAM budget and was stopped. The same call would do it again."""
 
 
 class WorkloadUnavailable(CallError):

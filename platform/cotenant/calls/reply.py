@@ -21,7 +21,7 @@ class Call:
 
     `body` is the JSON text as the client sent it (empty for GET). `files` are uploads that the body refers to
     by name, as bytes. `accept` is the Accept header, `tenant` the owner of the API key, `deadline_s` the seconds
-    that the caller will still wait.
+    that the caller will still wait, `batch` says that nobody is waiting at the other end: a job.
     """
 
     url: str
@@ -32,6 +32,7 @@ class Call:
     request_id: str = ""
     tenant: str = ""
     deadline_s: float | None = None
+    batch: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ _ERROR_TYPES = {
     502: "server_error",
     503: "service_unavailable_error",
     504: "timeout_error",
+    507: "insufficient_memory_error",
 }
 
 

@@ -27,6 +27,8 @@ ROUTES: tuple[Route, ...] = (
     Route("/v1/chat/completions", "llm", streams=True),
     Route("/v1/completions", "llm", streams=True),
     Route("/v1/mockups", "mockup"),
+    Route("/v1/images/generations", "image"),
+    Route("/v1/images/edits", "image"),
 )
 #: Characters of a name that nobody serves which its refusal repeats.
 _LONGEST_NAME = 200
@@ -60,7 +62,7 @@ class Directory:
                 Served(
                     name=name,
                     kind=workload.kind,
-                    models=(*workload.models, name) if workload.kind == "llm" else (),
+                    models=(*workload.models, name) if workload.models else (),
                     templates=tuple(template_name(t) for t in workload.mockup.templates) if workload.mockup else (),
                     slots=workload.slots,
                     queue=workload.queue,
@@ -108,7 +110,7 @@ class Directory:
         candidates = self.of_kind(route.kind)
         if not candidates:
             raise UnknownWorkload(f"this platform has no {route.kind} workload, so it does not serve {url}")
-        if route.kind == "llm":
+        if route.kind != "mockup":
             wanted = body.get("model")
             return _pick(wanted, candidates, "model", {s.name: s.models for s in candidates})
         template = body.get("template")

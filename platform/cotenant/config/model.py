@@ -8,15 +8,29 @@ not this one's. Types are strict: `"4"` is no number and `yes` no count.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
 from typing_extensions import Self
 
 from cotenant.config.document import Origin
 
-Kind = Literal["llm", "mockup"]
-KINDS: tuple[Kind, ...] = ("llm", "mockup")
+Kind = Literal["llm", "mockup", "image"]
+KINDS: tuple[Kind, ...] = ("llm", "mockup", "image")
+
+#: How warm a workload is kept: always resident; asleep (off the GPU, quick to wake) when the memory is wanted or
+#: after `idle_s`; or loaded only while there is something to do.
+Residency = Literal["always", "sleep", "on-demand"]
 
 #: What a workload, pool or environment may be called: it becomes part of Serve, Ray and Kubernetes names.
 NAME_PATTERN = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
@@ -56,6 +70,21 @@ def _gib_number(value: Any) -> Any:
 Gib = Annotated[float, Field(gt=0, le=65536), BeforeValidator(_gib_number)]
 
 
+def _auto_or_number(value: Any, number: ValidatorFunctionWrapHandler) -> Any:
+    return value if value == "auto" else number(value)
+
+
+if TYPE_CHECKING:
+    Budget = float | Literal["auto"]
+else:
+    #: A union would report a wrong value once for each of its members.
+    Budget = Annotated[
+        Gib,
+        WrapValidator(_auto_or_number),
+        WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 65536}, {"const": "auto"}]}),
+    ]
+
+
 class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
 
@@ -70,6 +99,10 @@ class LlmSpec(Model):
     context_tokens: int = Field(4096, ge=128, le=10_000_000, description="Longest prompt plus answer, in tokens.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="Weight and activation type; auto is what the model says."
+    )
+    sleep_level: Literal[1, 2] = Field(
+        1,
+        description="Asleep on a GPU: 1 keeps the weights in host memory, 2 drops them and reads them again on waking.",
     )
     engine: dict[str, Any] = Field(
         default_factory=dict,
@@ -101,14 +134,55 @@ class MockupSpec(Model):
         return self
 
 
+class ImageSpec(Model):
+    """A diffusion model served by diffusers behind the OpenAI image routes."""
+
+    model: str = Field(
+        min_length=1,
+        description="tiny-inpaint (bundled, random weights: its pictures are noise), a local diffusers folder, a hub "
+        "id (e.g. black-forest-labs/FLUX.2-klein-4B), or an object-store URI (s3://, gs://).",
+    )
+    steps: int | None = Field(None, ge=1, le=500, description="Denoising steps (default: what suits the pipeline).")
+    guidance: float | None = Field(None, ge=0, le=50, description="Guidance scale (default: what suits the pipeline).")
+    size_px: int | None = Field(
+        None, ge=16, le=4096, description="Side of a picture whose request names no size (default: the pipeline's own)."
+    )
+    max_size_px: int = Field(1024, ge=16, le=4096, description="Longest side of a picture, in pixels.")
+    max_batch: int = Field(4, ge=1, le=64, description="Pictures of equal shape that are denoised together.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Weight type; auto is bfloat16 on a GPU and float32 on a CPU."
+    )
+    quantization: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="Quantise the denoiser and text encoders on load (bitsandbytes; needs a GPU)."
+    )
+    offload: Literal["auto", "none", "model", "sequential"] = Field(
+        "auto", description="Keep parts in host memory between their turns; auto does so if the budget needs it."
+    )
+
+
 class GpuBudget(Model):
     """What a replica may hold of one GPU."""
 
-    vram_gib: Gib = Field(description="VRAM budget of one replica in GiB; becomes its share of the GPU (num_gpus).")
+    vram_gib: Budget = Field(
+        description="VRAM budget of one replica in GiB, which becomes its share of the GPU (num_gpus); auto takes the "
+        "estimate of `cotenant fit`."
+    )
+    asleep_gib: Gib | None = Field(
+        None, description="What a replica still holds while asleep, in GiB (default: by its engine)."
+    )
+
+    @property
+    def gib(self) -> float:
+        """The budget as a number. Only for a platform whose `auto` budgets were filled in."""
+        if isinstance(self.vram_gib, str):
+            raise ValueError("the budget is auto; fill it in with cotenant.gpu.fit first")
+        return self.vram_gib
 
 
 #: Most replicas or nodes there can be.
 _MOST = 10_000
+#: Requests that one replica works on at once, where the file doesn't say.
+_SLOTS: dict[Kind, int] = {"llm": 32, "mockup": 2, "image": 4}
 
 
 class _Range(Model):
@@ -136,19 +210,31 @@ class Replicas(_Range):
 
     min: int = Field(1, ge=0, le=_MOST, description="Replicas that always run.")
     max: int = Field(1, ge=1, le=_MOST, description="Replicas at the most.")
+    per_node: int | None = Field(
+        None, ge=1, le=100, description="Replicas on one node at the most; 1 means that losing a node loses only one."
+    )
 
 
 class Workload(Model):
-    """A named thing served: one Serve application. Exactly one kind (llm, mockup) must be given."""
+    """A named thing served: one Serve application. Exactly one kind (llm, mockup, image) must be given."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [kind]} for kind in KINDS]})
 
     llm: LlmSpec | None = Field(None, description="Make it a language model.")
     mockup: MockupSpec | None = Field(None, description="Make it a 3D-mockup renderer; {} takes the defaults.")
+    image: ImageSpec | None = Field(None, description="Make it a diffusion model.")
     gpu: GpuBudget = Field(description="The budget of one replica, e.g. gpu: {vram_gib: 5}.")
+    residency: Residency = Field(
+        "always",
+        description="always: never gives its memory back. sleep: books what it holds asleep, and wakes for a request. "
+        "on-demand: nothing is loaded until a request comes.",
+    )
+    idle_s: float = Field(
+        300, ge=1, le=86_400, description="A replica that may sleep does so after this long without a request."
+    )
     cpus: float = Field(1, gt=0, le=1024, description="CPU cores a replica books on its node.")
     concurrency: int | None = Field(
-        None, ge=1, le=4096, description="Requests a replica works on at once (default: llm 32, mockup 2)."
+        None, ge=1, le=4096, description="Requests a replica works on at once (default: llm 32, mockup 2, image 4)."
     )
     queue: int = Field(256, ge=1, le=100_000, description="Requests that may wait at one gateway before it says 429.")
     deadline_s: float = Field(300, gt=0, le=86_400, description="A request is cancelled and answered 504 after this.")
@@ -166,17 +252,25 @@ class Workload(Model):
 
     @property
     def kind(self) -> Kind:
-        return "llm" if self.llm is not None else "mockup"
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def spec(self) -> LlmSpec | MockupSpec | ImageSpec:
+        """What its kind is told: the one of `llm`, `mockup`, `image` that is given."""
+        spec = self.llm or self.mockup or self.image
+        assert spec is not None
+        return spec
 
     @property
     def slots(self) -> int:
         """Requests one replica works on at once: Serve's `max_ongoing_requests`."""
-        return self.concurrency or (32 if self.kind == "llm" else 2)
+        return self.concurrency or _SLOTS[self.kind]
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names a request may ask for in `model`, the public one first; empty unless an LLM."""
-        return (self.llm.model,) if self.llm is not None else ()
+        """Names a request may ask for in `model`, the public one first; empty for mockups."""
+        spec = self.llm or self.image
+        return (spec.model,) if spec is not None else ()
 
 
 class Nodes(_Range):
@@ -197,6 +291,11 @@ class Pool(Model):
         None, description="Usable GiB of one GPU; needed for cpu, otherwise from the accelerator catalogue."
     )
     gpus_per_node: int = Field(1, ge=1, le=16, description="GPUs of one node.")
+    mig: str | None = Field(
+        None,
+        pattern=r"^[0-9]+g\.[0-9]+gb$",
+        description="MIG profile, e.g. 1g.10gb: every GPU is cut into such slices, and each slice is a GPU of its own.",
+    )
     nodes: Nodes = Field(default_factory=Nodes)
     spot: bool = Field(False, description="Take spot capacity: cheaper, and may be reclaimed.")
     usd_per_h: float | None = Field(

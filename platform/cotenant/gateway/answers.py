@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from cotenant.calls import Reply, StreamedReply, error_reply
-from cotenant.errors import CallError, DeadlineExceeded, Overloaded, ReplicaDied, UnknownWorkload
+from cotenant.errors import BudgetExceeded, CallError, DeadlineExceeded, Overloaded, ReplicaDied, UnknownWorkload
 from cotenant.gateway.visit import visit_of
 from cotenant.telemetry.logs import event
 from cotenant.telemetry.metrics import GatewayMetrics
@@ -56,6 +56,8 @@ def reply_of(error: CallError) -> Reply:
         return error_reply(429, text, code="queue_full", headers=_retry_after(error.retry_after_s))
     if isinstance(error, DeadlineExceeded):
         return error_reply(504, text, code="deadline_exceeded")
+    if isinstance(error, BudgetExceeded):
+        return error_reply(507, text, code="budget_exceeded")
     code = "replica_died" if isinstance(error, ReplicaDied) else "workload_unavailable"
     return error_reply(503, text, code=code, headers=_retry_after(1 if isinstance(error, ReplicaDied) else 5))
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from cotenant.calls import Reply
 from cotenant.errors import (
+    BudgetExceeded,
     DeadlineExceeded,
     IdentityConflict,
     MalformedJob,
@@ -148,6 +149,7 @@ _OF_ERROR: tuple[tuple[type[Exception], Outcome], ...] = (
     (Overloaded, Outcome.OVERLOAD),
     (DeadlineExceeded, Outcome.DEADLINE),
     (ReplicaDied, Outcome.REPLICA_DIED),
+    (BudgetExceeded, Outcome.ENGINE_ERROR),
     (WorkloadUnavailable, Outcome.ENGINE_ERROR),
     (StoreUnavailable, Outcome.STORE_DOWN),
     (SourceUnavailable, Outcome.SOURCE_DOWN),

@@ -182,6 +182,7 @@ class Steps:
             request_id=job.identity.job_id,
             tenant=job.identity.tenant,
             deadline_s=served.deadline_s,
+            batch=True,
         )
         try:
             return await asyncio.wait_for(self._backend.call(served.name, call), served.deadline_s + DEADLINE_GRACE_S)

@@ -38,7 +38,7 @@ def test_five_lines_are_a_platform(tmp_path: Path) -> None:
 @pytest.mark.parametrize("environment", ["local", "dev", "staging", "prod"])
 def test_the_shipped_file_is_valid_in_every_environment(environment: str) -> None:
     platform = load_platform(ROOT / "deployments/platform.yaml", environment)
-    assert set(platform.workloads) == {"mockups", "writer"}
+    assert set(platform.workloads) == {"mockups", "painter", "writer"}
     assert environment in environments(ROOT / "deployments/platform.yaml")
 
 
@@ -143,4 +143,6 @@ def test_jobs_live_in_the_google_cloud_project_of_their_environment(tmp_path: Pa
 
 def test_the_schema_knows_the_bounds_of_memory() -> None:
     budget = json_schema()["$defs"]["GpuBudget"]["properties"]["vram_gib"]
-    assert (budget["exclusiveMinimum"], budget["maximum"]) == (0, 65536)
+    number, auto = budget["anyOf"]
+    assert (number["exclusiveMinimum"], number["maximum"]) == (0, 65536)
+    assert auto == {"const": "auto"}

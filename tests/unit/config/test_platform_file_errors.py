@@ -90,11 +90,11 @@ CASES = {
     "budget without a value": (
         workload("{mockup: {}, gpu: {vram_gib: }}"),
         "platform.yaml:3: workloads.writer.gpu.vram_gib has no value; give one: VRAM budget of one "
-        "replica in GiB; becomes its share of the GPU (num_gpus).",
+        "replica in GiB, which becomes its share of the GPU (num_gpus); auto takes the estimate of `cotenant fit`.",
     ),
     "no kind": (
         workload("{gpu: {vram_gib: 2}}"),
-        "platform.yaml:2: workloads.writer has no kind; say what it serves with one of llm, mockup (e.g. mockup: {})",
+        "platform.yaml:2: workloads.writer has no kind; say what it serves with one of llm, mockup, image (e.g. mockup: {})",
     ),
     "two kinds": (
         workload("{mockup: {}, llm: {model: m}, gpu: {vram_gib: 2}}"),
