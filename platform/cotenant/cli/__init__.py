@@ -24,6 +24,7 @@ COMMANDS = {
     "schema": "cotenant.cli.schema",
     "up": "cotenant.cli.up",
     "down": "cotenant.cli.down",
+    "top": "cotenant.cli.top",
     "submit": "cotenant.cli.submit",
     "results": "cotenant.cli.results",
 }
