@@ -1,4 +1,7 @@
-"""How `cotenant plan` looks on a terminal, in a pipe, in 80 columns: bars of letters, so that colour is not needed."""
+"""How `cotenant plan` looks on a terminal, in a pipe, in 80 columns: bars of letters, so that colour is not needed.
+
+A letter is what a workload books always, `~` the room kept free for one that sleeps to wake in, a dot is free.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ from rich.text import Text
 from cotenant.config import Platform
 from cotenant.cost import Cost
 from cotenant.gpu.machines import PRICES_AS_OF, PRICES_REGION
-from cotenant.gpu.plan import GpuFill, Plan
+from cotenant.gpu.plan import Booking, GpuFill, Plan, PoolPlan
 
 _BAR_CELLS = 24
 _FREE = "·"
+_WAKE = "~"
 _LETTERS = ascii_uppercase + ascii_lowercase + digits
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 
@@ -32,11 +36,15 @@ def show(platform: Platform, plan: Plan, cost: Cost) -> None:
         f"{plan.gpus_needed_at_min} at minimum",
         style="bold",
     )
+    if not plan.is_fewest:
+        console.print(f"No fewer than {_count(plan.gpus_lower_bound, 'GPU')} could do, however packed.", style="dim")
     for pool in plan.pools.values():
         grows = _count(platform.pools[pool.name].nodes.max, "node")
-        console.print(f"\npool {pool.name}: {pool.accelerator}, {pool.usable_gib:g} GiB each, up to {grows}")
+        device = f"{pool.accelerator} cut into {pool.mig}" if pool.mig else pool.accelerator
+        console.print(f"\npool {pool.name}: {device}, {pool.usable_gib:g} GiB each, up to {grows}")
         if pool.gpus_at_max:
-            console.print(_gpu_rows(pool.gpus_at_max, plan, letters, colours, free))
+            console.print(_gpu_rows(pool, plan, letters, colours, free))
+            _print_sleepers(console, pool)
         else:
             console.print("  no workload goes here")
     console.print()
@@ -47,20 +55,30 @@ def show(platform: Platform, plan: Plan, cost: Cost) -> None:
         console.print(Text.assemble(("\nnote ", "yellow"), warning))
 
 
-def _gpu_rows(
-    gpus: Iterable[GpuFill], plan: Plan, letters: Mapping[str, str], colours: Mapping[str, str], free: str
-) -> Table:
+def _print_sleepers(console: Console, pool: PoolPlan) -> None:
+    """How many more models are at home than fit at once, where some may sleep."""
+    if not pool.wake_gib:
+        return
+    more = pool.at_home - pool.awake
+    than = f"{more} more than fit at once" if more else "which all fit at once"
+    console.print(
+        f"  {_WAKE} {pool.wake_gib:.1f} GiB of each are kept free for whichever wakes. "
+        f"{_count(pool.at_home, 'replica')} at home, {than}."
+    )
+
+
+def _gpu_rows(pool: PoolPlan, plan: Plan, letters: Mapping[str, str], colours: Mapping[str, str], free: str) -> Table:
     """A row for each GPU, or for each run of GPUs that hold the same."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True, justify="right")
     grid.add_column()
-    for first, last, gpu in _runs(gpus):
+    for first, last, gpu in _runs(pool.gpus_at_max):
         label = f"  GPU {first}" if first == last else f"  GPU {first}-{last} x{last - first + 1}"
         bar = Text()
-        for letter, name, cells in _bar(gpu, plan, letters):
-            bar.append((letter if name else free) * cells, style=colours.get(name, "dim"))
+        for letter, name, cells in _bar(gpu, pool, plan, letters):
+            bar.append((free if letter == _FREE else letter) * cells, style=colours.get(name, "dim"))
         held = ", ".join(name if count == 1 else f"{name} x{count}" for name, count in gpu.replicas.items())
         grid.add_row(label, bar, f"{gpu.free_gib:.1f} GiB free", held)
     return grid
@@ -78,18 +96,19 @@ def _runs(gpus: Iterable[GpuFill]) -> list[tuple[int, int, GpuFill]]:
     return runs
 
 
-def _bar(gpu: GpuFill, plan: Plan, letters: Mapping[str, str]) -> list[tuple[str, str, int]]:
-    """Letter, workload and cells of each part of a GPU's bar, largest first, the free rest last."""
+def _bar(gpu: GpuFill, pool: PoolPlan, plan: Plan, letters: Mapping[str, str]) -> list[tuple[str, str, int]]:
+    """Letter, workload and cells of each part of a GPU's bar: largest first, then what is free, then wake-up room."""
+    wake = max(1, round(pool.wake_gib / pool.usable_gib * _BAR_CELLS)) if pool.wake_gib else 0
+    width = _BAR_CELLS - wake
     shares = {name: count * plan.workloads[name].num_gpus for name, count in gpu.replicas.items()}
     parts: list[tuple[str, str, int]] = []
     upto, drawn = 0.0, 0
     for name, share in sorted(shares.items(), key=lambda item: -item[1]):
         upto += share
-        cells = min(max(1, round(upto * _BAR_CELLS) - drawn), _BAR_CELLS - drawn)
+        cells = min(max(1, round(upto * width) - drawn), width - drawn)
         parts.append((letters[name], name, cells))
         drawn += cells
-    parts.append((_FREE, "", _BAR_CELLS - drawn))
-    return parts
+    return [*parts, (_FREE, "", width - drawn), (_WAKE, "", wake)]
 
 
 def _letters(workloads: Iterable[str]) -> dict[str, str]:
@@ -117,10 +136,15 @@ def _workload_table(plan: Plan, letters: Mapping[str, str], colours: Mapping[str
             name,
             booking.pool,
             f"{booking.num_gpus:.4f}",
-            f"{booking.vram_gib:g}",
+            _gib(booking),
             str(low) if low == high else f"{low}..{high}",
         )
     return table
+
+
+def _gib(booking: Booking) -> str:
+    asleep = booking.terms.residency != "always"
+    return f"{booking.vram_gib:g}, {booking.terms.floor_gib:g} asleep" if asleep else f"{booking.vram_gib:g}"
 
 
 def _print_cost(console: Console, plan: Plan, cost: Cost) -> None:

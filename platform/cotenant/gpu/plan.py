@@ -3,13 +3,16 @@
 Pure. Serve config, manifests, cost and forecast derive from it, so nothing can disagree. It is made twice, at
 the workloads' minimum replicas and at their maximum. Always true of a plan:
 
-- no GPU holds more than its shares or its bytes;
+- no GPU holds more than its shares or its bytes, and every GPU has the wake-up room of its pool (`residency`);
+- no node holds more replicas of a workload than its `per_node`;
 - the minimum fits the pools' nodes, and takes no more GPUs than the maximum;
-- what of the maximum does not fit is said in `warnings`, and is not placed.
+- what of the maximum does not fit is said in `warnings`, and is not placed;
+- the same platform has the same plan.
 
-Each workload goes to the pool where a replica costs least (its share of the node's hourly price); where that one
-has no room for the minimum, to the next. Within a pool GPUs are filled best-fit decreasing. Ray places replicas
-by its own rules, so the figures are what the pool needs when packed well, not a promise of who lies where.
+Pools are chosen first (`assignment`), then each is packed into as few GPUs as can be found (`fewest`);
+`gpus_lower_bound` says how few could do with pools as they were chosen. Ray places replicas by its own rules, so the
+figures are what a pool needs when packed well, not a promise of who lies where; what is enforced is the shares, and
+`per_node`. Replicas of a workload without `per_node` are not kept apart.
 """
 
 from __future__ import annotations
@@ -17,12 +20,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cotenant.config import Platform, Pool, Workload
-from cotenant.errors import PlanError
-from cotenant.gpu.accelerators import usable_gib
-from cotenant.gpu.machines import MACHINES, mismatch, node_usd_per_h
-from cotenant.gpu.packing import Demand, Gpus, grow, pack
-from cotenant.gpu.shares import GPU_TICKS, budget_kib, share_ticks, usable_kib
+from cotenant.config import Platform, Workload
+from cotenant.gpu import refusals
+from cotenant.gpu.assignment import PoolState, assigned
+from cotenant.gpu.bounds import fewest_possible
+from cotenant.gpu.fewest import fewest
+from cotenant.gpu.machines import MACHINES
+from cotenant.gpu.packing import Gpus, grow
+from cotenant.gpu.residency import floor_gib
+from cotenant.gpu.shares import GPU_TICKS
+from cotenant.gpu.terms import Terms
 
 _KIB_PER_GIB = 2**20
 
@@ -39,29 +46,51 @@ class Booking:
     replicas_max: int
     #: Replicas that find room when every workload is at its maximum.
     placed_max: int
+    #: What a replica of it is told.
+    terms: Terms
 
 
 @dataclass(frozen=True)
 class GpuFill:
-    """One GPU: replicas on it by workload, and what is left."""
+    """One GPU: replicas on it by workload, and what of it can still be booked (besides its wake-up room)."""
 
     replicas: Mapping[str, int]
     free_share: float
     free_gib: float
+    #: Number of its node within the pool, from 0.
+    node: int
+    #: How many of its replicas can be awake together, at the most.
+    awake: int
 
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """A GPU pool: what one of its GPUs offers, and how its GPUs are filled at minimum and at maximum."""
+    """A GPU pool: what one of its GPUs (or MIG slices) offers, and how its GPUs are filled at minimum and maximum."""
 
     name: str
     accelerator: str
+    mig: str | None
     usable_gib: float
+    #: Kept free on every GPU, so that any one replica that sleeps can wake.
+    wake_gib: float
+    #: MIG slices count.
     gpus_per_node: int
     nodes_at_min: int
     nodes_at_max: int
     gpus_at_min: tuple[GpuFill, ...]
     gpus_at_max: tuple[GpuFill, ...]
+    #: No packing of what is placed at maximum takes fewer GPUs.
+    gpus_lower_bound: int
+
+    @property
+    def at_home(self) -> int:
+        """Replicas that are placed at maximum."""
+        return sum(sum(gpu.replicas.values()) for gpu in self.gpus_at_max)
+
+    @property
+    def awake(self) -> int:
+        """How many of those can be awake together, at the most."""
+        return sum(gpu.awake for gpu in self.gpus_at_max)
 
 
 @dataclass(frozen=True)
@@ -82,71 +111,44 @@ class Plan:
     def gpus_needed_at_min(self) -> int:
         return sum(len(pool.gpus_at_min) for pool in self.pools.values())
 
+    @property
+    def gpus_lower_bound(self) -> int:
+        """No packing takes fewer GPUs than this at maximum, the workloads' pools being what they are."""
+        return sum(pool.gpus_lower_bound for pool in self.pools.values())
+
+    @property
+    def is_fewest(self) -> bool:
+        """Whether `gpus_needed` is proven to be the fewest."""
+        return self.gpus_needed == self.gpus_lower_bound
+
     def has_surge_room(self, workload: str) -> bool:
         """Whether one replica more than the maximum of `workload` finds room while all others are at theirs."""
         return workload in self._surge
 
 
-@dataclass
-class _PoolState:
-    """A pool while workloads are assigned to it: `gpus` holds their minimum replicas."""
-
-    name: str
-    pool: Pool
-    usable_gib: float
-    usd_per_gpu_h: float | None
-    gpus: Gpus
-    demands: dict[str, Demand]
-
-    @property
-    def kib(self) -> int:
-        return usable_kib(self.usable_gib)
-
-    @property
-    def limit(self) -> int:
-        return self.pool.nodes.max * self.pool.gpus_per_node
-
-    def demand(self, name: str, workload: Workload) -> Demand:
-        kib = budget_kib(workload.gpu.vram_gib)
-        return Demand(name, share_ticks(kib, self.kib), kib)
-
-    def price(self, demand: Demand) -> tuple[float, float]:
-        """Sorts pools for a workload: by a replica's price, unknown prices last; then by memory."""
-        usd = float("inf") if self.usd_per_gpu_h is None else self.usd_per_gpu_h * demand.ticks
-        return (usd, self.usable_gib)
-
-
 def plan(platform: Platform) -> Plan:
-    """The plan of a platform.
+    """The plan of a platform whose `auto` budgets were filled in.
 
     Raises:
         PlanError: a replica fits no GPU of any pool it may use, the minimum does not fit the pools' nodes, or a
-            pool's accelerator, machine and memory contradict each other. One line a problem.
+            pool's accelerator, machine, MIG profile and memory contradict each other. One line a problem.
     """
-    pools = _pools(platform)
-    _assign(platform, pools)
     warnings: list[str] = []
     bookings: dict[str, Booking] = {}
     pool_plans: dict[str, PoolPlan] = {}
     surge: set[str] = set()
-    for state in pools.values():
-        at_min, at_max, left = _fill(state, platform.workloads)
-        pool_plans[state.name] = _pool_plan(state, at_min, at_max)
-        surge |= {name for name, demand in state.demands.items() if at_max.has_room(demand)}
-        if left:
-            warnings.append(_too_small(state, platform.workloads, left))
-        warnings += _short_of_cpus(state, platform.workloads, at_max)
-        for name, demand in state.demands.items():
-            replicas = platform.workloads[name].replicas
-            bookings[name] = Booking(
-                workload=name,
-                pool=state.name,
-                num_gpus=demand.ticks / GPU_TICKS,
-                vram_gib=platform.workloads[name].gpu.vram_gib,
-                replicas_min=replicas.min,
-                replicas_max=replicas.max,
-                placed_max=replicas.max - left.get(name, 0),
-            )
+    for state in assigned(platform).values():
+        filled = _fill(state)
+        pool_plans[state.name] = _pool_plan(state, filled)
+        surge |= {name for name, demand in state.demands.items() if filled.at_max.has_room(demand)}
+        if filled.left:
+            warnings.append(refusals.too_small(state, filled.left, filled.nodes_for_all))
+        elif (costs := refusals.sleep_costs(state, filled.at_max.in_use)) is not None:
+            warnings.append(costs)
+        warnings += _short_of_cpus(state, filled.at_max)
+        warnings += _sleeps_in_vain(state)
+        for name, workload in state.members.items():
+            bookings[name] = _booking(name, workload, state, filled.left.get(name, 0))
     return Plan(
         environment=platform.environment,
         workloads={name: bookings[name] for name in platform.workloads},
@@ -156,167 +158,123 @@ def plan(platform: Platform) -> Plan:
     )
 
 
-def _pools(platform: Platform) -> dict[str, _PoolState]:
-    """The GPU pools, empty. Raises PlanError with a line for each that contradicts itself."""
-    states: dict[str, _PoolState] = {}
-    problems: list[str] = []
-    for name, pool in platform.pools.items():
-        if not pool.holds_workloads:
-            continue
-        try:
-            usable = usable_gib(name, pool)
-        except PlanError as error:
-            problems.append(platform.wrong(str(error), "pools", name))
-            continue
-        wrong = mismatch(name, pool)
-        if wrong:
-            problems.append(platform.wrong(wrong, "pools", name))
-        node_usd = node_usd_per_h(pool)
-        states[name] = _PoolState(
-            name=name,
-            pool=pool,
-            usable_gib=usable,
-            usd_per_gpu_h=None if node_usd is None else node_usd / pool.gpus_per_node,
-            gpus=Gpus(usable_kib(usable), pool.nodes.max * pool.gpus_per_node),
-            demands={},
-        )
-    if problems:
-        raise PlanError("\n".join(problems))
-    return states
+@dataclass(frozen=True)
+class _Filled:
+    """A pool's GPUs at minimum and at maximum, and what of the maximum was left over."""
+
+    at_min: Gpus
+    at_max: Gpus
+    left: Mapping[str, int]
+    bound: int
+    nodes_for_all: int
 
 
-def _assign(platform: Platform, pools: Mapping[str, _PoolState]) -> None:
-    """Give each workload its pool and place its minimum there, largest budget first. Raises PlanError."""
-    problems: list[str] = []
-    largest_first = sorted(platform.workloads.items(), key=lambda item: (-item[1].gpu.vram_gib, item[0]))
-    for name, workload in largest_first:
-        allowed = [pools[pool] for pool in workload.pools] or list(pools.values())
-        fitting = [(state, state.demand(name, workload)) for state in allowed]
-        fitting = [(state, demand) for state, demand in fitting if demand.kib <= state.kib]
-        if not fitting:
-            too_large = _too_large(name, workload, allowed)
-            problems.append(platform.wrong(too_large, "workloads", name, "gpu", "vram_gib"))
-            continue
-        fitting.sort(key=lambda pair: pair[0].price(pair[1]))
-        rooms = []
-        for state, demand in fitting:
-            rooms.append(state.gpus.place_all(demand, workload.replicas.min))
-            if rooms[-1] == workload.replicas.min:
-                state.demands[name] = demand
-                break
-        else:
-            no_room = _no_room(name, workload, [state for state, _ in fitting], rooms)
-            problems.append(platform.wrong(no_room, "workloads", name, "replicas", "min"))
-    if problems:
-        raise PlanError("\n".join(problems))
-
-
-def _fill(state: _PoolState, workloads: Mapping[str, Workload]) -> tuple[Gpus, Gpus, dict[str, int]]:
-    """GPUs at minimum, GPUs at maximum, and the replicas of the maximum that found no room.
-
-    The maximum is packed afresh, which is tighter; if it does not all fit, it is grown from the minimum instead,
-    so that no workload's minimum is ever what is left over.
-    """
-    at_min = state.gpus
-    demands = state.demands.values()
-    at_max, left = pack(demands, {name: workloads[name].replicas.max for name in state.demands}, state.kib, state.limit)
-    if left:
+def _fill(state: PoolState) -> _Filled:
+    """Pack a pool. If the maximum does not all fit, it is grown from the minimum, so that no minimum is left over."""
+    demands = list(state.demands.values())
+    least = {name: workload.replicas.min for name, workload in state.members.items()}
+    most = {name: workload.replicas.max for name, workload in state.members.items()}
+    at_min = fewest(demands, least, state.base_kib, state.gpus_per_node).gpus
+    if at_min.nodes_in_use > state.pool.nodes.max:
+        at_min = state.gpus
+    packing = fewest(demands, most, state.base_kib, state.gpus_per_node)
+    at_max, bound, nodes = packing.gpus, packing.bound, packing.gpus.nodes_in_use
+    at_min.limit = at_max.limit = state.limit
+    left: dict[str, int] = {}
+    if nodes > state.pool.nodes.max:
         at_max = at_min.copy()
-        more = {name: workloads[name].replicas.max - workloads[name].replicas.min for name in state.demands}
-        left = grow(at_max, demands, more)
-    elif at_max.in_use < at_min.in_use:
-        at_min = _thinned(state, at_max, workloads)
-    return at_min, at_max, left
+        left = grow(at_max, demands, {name: most[name] - least[name] for name in most})
+        bound = fewest_possible(demands, {name: most[name] - left.get(name, 0) for name in most}, state.base_kib)
+    elif at_max.in_use < at_min.in_use or nodes < at_min.nodes_in_use:
+        at_min = _thinned(state, at_max)
+    return _Filled(at_min, at_max, left, bound, nodes)
 
 
-def _thinned(state: _PoolState, at_max: Gpus, workloads: Mapping[str, Workload]) -> Gpus:
-    """The minimum, laid as the maximum lies: for the rare case that best fit packed more replicas tighter."""
-    gpus = Gpus(state.kib, state.limit)
-    spare = {name: workloads[name].replicas.max - workloads[name].replicas.min for name in state.demands}
-    for held in at_max.held:
-        kept: dict[str, int] = {}
-        for name, count in held.items():
-            drop = min(count, spare[name])
-            spare[name] -= drop
-            if count > drop:
-                kept[name] = count - drop
-        gpus.add_filled([(state.demands[name], count) for name, count in kept.items()])
+def _thinned(state: PoolState, at_max: Gpus) -> Gpus:
+    """The minimum, laid as the maximum lies: for the rare case that more replicas were packed tighter."""
+    gpus = at_max.copy()
+    for name, demand in state.demands.items():
+        replicas = state.members[name].replicas
+        on = [i for i, held in enumerate(gpus.held) for _ in range(held.get(name, 0))]
+        for i in on[replicas.min :]:
+            gpus.remove(i, demand)
     return gpus
 
 
-def _pool_plan(state: _PoolState, at_min: Gpus, at_max: Gpus) -> PoolPlan:
-    fills_min, fills_max = _fills(at_min), _fills(at_max)
-
-    def nodes(gpus: int) -> int:
-        return max(state.pool.nodes.min, -(-gpus // state.pool.gpus_per_node))
-
+def _pool_plan(state: PoolState, filled: _Filled) -> PoolPlan:
     return PoolPlan(
         name=state.name,
-        accelerator=str(state.pool.accelerator),
+        accelerator=state.accelerator,
+        mig=state.pool.mig,
         usable_gib=state.usable_gib,
-        gpus_per_node=state.pool.gpus_per_node,
-        nodes_at_min=nodes(len(fills_min)),
-        nodes_at_max=nodes(len(fills_max)),
-        gpus_at_min=fills_min,
-        gpus_at_max=fills_max,
+        wake_gib=state.wake_kib / _KIB_PER_GIB,
+        gpus_per_node=state.gpus_per_node,
+        nodes_at_min=max(state.pool.nodes.min, filled.at_min.nodes_in_use),
+        nodes_at_max=max(state.pool.nodes.min, filled.at_max.nodes_in_use),
+        gpus_at_min=_fills(state, filled.at_min),
+        gpus_at_max=_fills(state, filled.at_max),
+        gpus_lower_bound=filled.bound,
     )
 
 
-def _fills(gpus: Gpus) -> tuple[GpuFill, ...]:
+def _fills(state: PoolState, gpus: Gpus) -> tuple[GpuFill, ...]:
+    wake = {name: state.need(workload).wake_kib for name, workload in state.members.items()}
+
+    def awake(held: Mapping[str, int], free_kib: int) -> int:
+        """The most that fit at once: those that never sleep, and of the others those that take least to wake."""
+        room, count = free_kib + state.wake_kib, 0
+        for name in sorted(held, key=lambda name: wake[name]):
+            fit = held[name] if not wake[name] else min(held[name], room // wake[name])
+            room -= fit * wake[name]
+            count += fit
+        return count
+
     return tuple(
-        GpuFill(dict(held), gpus.free_ticks[i] / GPU_TICKS, gpus.free_kib[i] / _KIB_PER_GIB)
+        GpuFill(
+            replicas=dict(held),
+            free_share=gpus.free_ticks[i] / GPU_TICKS,
+            free_gib=gpus.free_kib[i] / _KIB_PER_GIB,
+            node=i // gpus.gpus_per_node,
+            awake=awake(held, gpus.free_kib[i]),
+        )
         for i, held in enumerate(gpus.held)
         if held
     )
 
 
-def _too_large(name: str, workload: Workload, allowed: list[_PoolState]) -> str:
-    largest = max(allowed, key=lambda state: state.usable_gib)
-    return (
-        f"{name} needs {workload.gpu.vram_gib:g} GiB, but the largest GPU it may use, {largest.pool.accelerator} of "
-        f"pool {largest.name}, has {largest.usable_gib:g} usable GiB; lower vram_gib of {name} or give it a pool with "
-        "a larger GPU"
+def _booking(name: str, workload: Workload, state: PoolState, left: int) -> Booking:
+    num_gpus = state.demands[name].ticks / GPU_TICKS
+    return Booking(
+        workload=name,
+        pool=state.name,
+        num_gpus=num_gpus,
+        vram_gib=workload.gpu.gib,
+        replicas_min=workload.replicas.min,
+        replicas_max=workload.replicas.max,
+        placed_max=workload.replicas.max - left,
+        terms=Terms(
+            workload=name,
+            kind=workload.kind,
+            pool=state.name,
+            accelerator=state.accelerator,
+            usable_gib=state.usable_gib,
+            vram_gib=workload.gpu.gib,
+            floor_gib=floor_gib(workload, state.accelerator),
+            num_gpus=num_gpus,
+            residency=workload.residency,
+            idle_s=workload.idle_s,
+            slots=workload.slots,
+        ),
     )
 
 
-def _no_room(name: str, workload: Workload, states: list[_PoolState], rooms: list[int]) -> str:
-    """Why a workload's minimum has no room. The pool to change is the first: a replica costs least there."""
-    state, need = states[0], workload.replicas.min
-    have = f"pool {state.name} has room for {rooms[0]}"
-    if not rooms[0]:
-        left_gib = state.gpus.emptiest_free_ticks() / GPU_TICKS * state.usable_gib
-        # Shares are rounded up, so budgets that fill a GPU to the last byte may miss it by a hair: show the hair.
-        left = f"{left_gib:.1f}" if round(left_gib, 1) < workload.gpu.vram_gib else f"{left_gib - 0.0005:.3f}"
-        have = (
-            f"the emptiest {state.pool.accelerator} of pool {state.name} has {left} of {state.usable_gib:.1f} GiB left"
-        )
-    nor = f" (nor does {' or '.join(s.name for s in states[1:])} have room)" if len(states) > 1 else ""
-    times = "" if need == 1 else f"{need} x "
-    return (
-        f"{name} needs {times}{workload.gpu.vram_gib:g} GiB at minimum, but {have}{nor}; lower its vram_gib or "
-        f"replicas.min, or let pool {state.name} grow past {_nodes(state.pool.nodes.max)}"
-    )
-
-
-def _too_small(state: _PoolState, workloads: Mapping[str, Workload], left: Mapping[str, int]) -> str:
-    """What of the maximum has no room in a pool, and how many nodes would have it."""
-    counts = {name: workloads[name].replicas.max for name in state.demands}
-    unlimited, _ = pack(state.demands.values(), counts, state.kib, None)
-    nodes = -(-unlimited.in_use // state.pool.gpus_per_node)
-    reach = ", ".join(f"{name} {counts[name] - missing} of {counts[name]}" for name, missing in left.items())
-    return (
-        f"pool {state.name} grows to {_nodes(state.pool.nodes.max)}, but all replicas at their maximum need {nodes}; "
-        f"with everything busy there is room for {reach}; raise its nodes.max to {nodes} or lower replicas.max"
-    )
-
-
-def _short_of_cpus(state: _PoolState, workloads: Mapping[str, Workload], at_max: Gpus) -> list[str]:
+def _short_of_cpus(state: PoolState, at_max: Gpus) -> list[str]:
     """A line if some GPU's replicas book more CPU cores than its part of the node has."""
     machine = MACHINES.get(state.pool.machine or "")
     if machine is None:
         return []
-    have = machine.vcpus / state.pool.gpus_per_node
-    need = max((sum(workloads[name].cpus * n for name, n in held.items()) for held in at_max.held), default=0)
+    have = machine.vcpus / state.gpus_per_node
+    need = max((sum(state.members[name].cpus * n for name, n in held.items()) for held in at_max.held), default=0)
     if need <= have:
         return []
     return [
@@ -325,5 +283,11 @@ def _short_of_cpus(state: _PoolState, workloads: Mapping[str, Workload], at_max:
     ]
 
 
-def _nodes(count: int) -> str:
-    return f"{count} node{'' if count == 1 else 's'}"
+def _sleeps_in_vain(state: PoolState) -> list[str]:
+    """A line for each workload that may sleep and would hold as much asleep as awake."""
+    return [
+        f"{name} holds {workload.gpu.gib:g} GiB asleep, all of its budget, so residency: {workload.residency} saves "
+        "nothing; raise its vram_gib, lower its asleep_gib, or drop residency"
+        for name, workload in state.members.items()
+        if workload.residency != "always" and not state.need(workload).wake_kib
+    ]

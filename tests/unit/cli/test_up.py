@@ -38,6 +38,22 @@ def test_local_paths_become_absolute_and_others_stay(tmp_path: Path) -> None:
     assert absolute_paths(bucket, Path("/srv/shop")).jobs.store == "gs://bucket/results"
 
 
+@pytest.mark.parametrize(
+    ("model", "made"),
+    [
+        ("./models/sdxl", "/srv/shop/models/sdxl"),
+        ("tiny-inpaint", "tiny-inpaint"),
+        ("black-forest-labs/FLUX.2-klein-4B", "black-forest-labs/FLUX.2-klein-4B"),
+        ("gs://bucket/sdxl", "gs://bucket/sdxl"),
+    ],
+)
+def test_a_local_diffusion_folder_becomes_absolute_and_other_names_stay(tmp_path: Path, model: str, made: str) -> None:
+    workloads = {"painter": {"image": {"model": model}, "gpu": {"vram_gib": 1}}}
+    image = absolute_paths(platform(tmp_path, workloads=workloads), Path("/srv/shop")).workloads["painter"].image
+    assert image is not None
+    assert image.model == made
+
+
 def test_a_machine_offers_every_node_of_a_cpu_pool_and_the_resource_of_each_pool(tmp_path: Path) -> None:
     pools = {
         "shared": {"accelerator": "cpu", "vram_gib": 1, "gpus_per_node": 2, "nodes": {"max": 2}},

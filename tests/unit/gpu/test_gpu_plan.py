@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cotenant.config import Platform
 from cotenant.errors import PlanError
-from cotenant.gpu.plan import GpuFill, plan
+from cotenant.gpu.plan import GpuFill, PoolPlan, plan
 
 pytestmark = pytest.mark.unit
 
@@ -25,6 +25,10 @@ def workload(vram_gib: float, low: int = 1, high: int | None = None, **more: Any
 
 def pool(nodes_max: int = 1, **more: Any) -> dict[str, Any]:
     return {"accelerator": "nvidia-l4", "machine": "g2-standard-8", "nodes": {"min": 0, "max": nodes_max}, **more}
+
+
+def a100(nodes_max: int = 1, **more: Any) -> dict[str, Any]:
+    return pool(nodes_max, accelerator="nvidia-tesla-a100", machine="a2-highgpu-1g", **more)
 
 
 def platform(workloads: dict[str, Any], **pools: Any) -> Platform:
@@ -112,29 +116,75 @@ def test_what_of_the_maximum_does_not_fit_is_a_warning_and_the_minimum_keeps_its
             {"captions": workload(30)},
             {"shared": pool()},
             "captions needs 30 GiB, but the largest GPU it may use, nvidia-l4 of pool shared, has 22 usable GiB; lower "
-            "vram_gib of captions or give it a pool with a larger GPU",
+            "vram_gib of captions to 22 or give it a pool with a larger GPU (nvidia-tesla-a100 would do)",
             id="a replica fits no GPU",
         ),
         pytest.param(
             {"writer": workload(12.8, low=2), "captions": workload(11.5)},
             {"shared": pool(2)},
             "captions needs 11.5 GiB at minimum, but the emptiest nvidia-l4 of pool shared has 9.2 of 22.0 GiB left; "
-            "lower its vram_gib or replicas.min, or let pool shared grow past 2 nodes",
+            "raise nodes.max of pool shared from 2 to 3, or lower vram_gib of captions to 9.1",
             id="the minimum does not fit the nodes",
         ),
         pytest.param(
             {"writer": workload(12), "captions": workload(10)},
             {"shared": pool()},
             "captions needs 10 GiB at minimum, but the emptiest nvidia-l4 of pool shared has 9.998 of 22.0 GiB left; "
-            "lower its vram_gib or replicas.min, or let pool shared grow past 1 node",
+            "raise nodes.max of pool shared from 1 to 2, lower vram_gib of captions to 9.9, or give captions "
+            "residency: sleep (it then books 0.6 GiB, 9.4 less)",
             id="missed by the rounding of shares",
         ),
         pytest.param(
             {"writer": workload(12, low=3)},
             {"shared": pool(2)},
-            "writer needs 3 x 12 GiB at minimum, but pool shared has room for 2; lower its vram_gib or replicas.min, "
-            "or let pool shared grow past 2 nodes",
+            "writer needs 3 x 12 GiB at minimum, but pool shared has room for 2; raise nodes.max of pool shared from 2 to "
+            "3, lower vram_gib of writer to 11, give writer residency: sleep (it then books 0.6 GiB, 11.4 less), or "
+            "lower replicas.min of writer to 2",
             id="not all of the minimum fits",
+        ),
+        pytest.param(
+            {"writer": {**workload(12), "replicas": {"min": 3, "per_node": 1}}},
+            {"shared": pool(2)},
+            "writer needs 3 x 12 GiB at minimum, no more than 1 to a node, but pool shared has room for 2; raise "
+            "nodes.max of pool shared from 2 to 3, or lower replicas.min of writer to 2",
+            id="too few nodes to keep replicas apart",
+        ),
+        pytest.param(
+            {"painter": workload(20, residency="sleep"), "writer": workload(5)},
+            {"shared": pool(9), "small": pool(vram_gib=4)},
+            "writer needs 5 GiB at minimum, but pool shared keeps 19.4 of 22.0 GiB free so that painter can wake, and "
+            "2.6 can be booked, and the nvidia-l4 of pool small has 4 GiB; lower vram_gib of writer to 1.9, or give "
+            "writer residency: sleep (it then books 0.6 GiB, 4.4 less)",
+            id="wake-up room takes what it would book",
+        ),
+        pytest.param(
+            {"painter": workload(20, residency="sleep"), "lazy": workload(18, low=9, residency="sleep")},
+            {"shared": pool(1)},
+            "lazy needs 9 x 0.6 GiB asleep and 17.4 GiB to wake, but pool shared has room for 3; raise nodes.max of "
+            "pool shared from 1 to 3, or lower replicas.min of lazy to 3",
+            id="too many that sleep",
+        ),
+        pytest.param(
+            {"writer": workload(4)},
+            {"shared": pool(mig="1g.5gb")},
+            "pool shared asks for MIG slices 1g.5gb, but no MIG profile of nvidia-l4 is known; drop mig, or take one "
+            "of nvidia-tesla-a100, nvidia-a100-80gb, nvidia-h100-80gb, nvidia-h100-mega-80gb, nvidia-h200-141gb, "
+            "nvidia-b200, nvidia-rtx-pro-6000",
+            id="no MIG on that GPU",
+        ),
+        pytest.param(
+            {"writer": workload(4)},
+            {"shared": a100(mig="1g.6gb")},
+            "pool shared asks for MIG slices 1g.6gb, which nvidia-tesla-a100 can't be cut into; it has 1g.5gb (x7), "
+            "1g.10gb (x4), 2g.10gb (x3), 3g.20gb (x2), 4g.20gb (x1), 7g.40gb (x1)",
+            id="unknown MIG profile",
+        ),
+        pytest.param(
+            {"writer": workload(4)},
+            {"shared": a100(mig="1g.5gb", vram_gib=5)},
+            "pool shared says vram_gib 5, but an nvidia-tesla-a100 1g.5gb has 4.75 GiB; leave vram_gib out (4.3 are "
+            "usable) or lower it",
+            id="more memory than the slice has",
         ),
         pytest.param(
             {"w": workload(1)},
@@ -193,31 +243,183 @@ def test_more_cpus_than_a_node_has_are_a_warning() -> None:
     )
 
 
+def test_what_sleeps_books_what_it_holds_asleep_and_the_gpu_keeps_room_for_it_to_wake() -> None:
+    made = plan(
+        platform(
+            {
+                "painter": workload(12, low=3, residency="sleep", gpu={"vram_gib": 12, "asleep_gib": 2}),
+                "writer": workload(6),
+            }
+        )
+    )
+    planned = made.pools["shared"]
+    assert (planned.wake_gib, made.gpus_needed) == (10.0, 1)
+    assert made.workloads["painter"].num_gpus == 0.1667, "2 of 22 - 10 GiB"
+    assert made.workloads["writer"].num_gpus == 0.5
+    assert made.workloads["painter"].terms.floor_gib == 2
+    assert made.workloads["writer"].terms.floor_gib == 6
+    assert (planned.at_home, planned.awake) == (4, 2), "the writer, and one painter at a time"
+    assert planned.gpus_at_max[0].free_gib == pytest.approx(0)
+
+
+def test_thirds_of_what_can_be_booked_share_a_card_too() -> None:
+    made = plan(
+        platform(
+            {
+                "painter": workload(8, low=0, residency="on-demand", gpu={"vram_gib": 8, "asleep_gib": 1}),
+                "third": workload(5, low=3),
+            }
+        )
+    )
+    assert made.workloads["third"].num_gpus == 0.3333
+    assert made.gpus_needed_at_min == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "accelerator", "floor_gib"),
+    [
+        ({"llm": {"model": "m"}}, "cpu", 2.3),
+        ({"mockup": {}}, "cpu", 0.6),
+        ({"image": {"model": "tiny-inpaint"}}, "cpu", 0.9),
+        ({"llm": {"model": "m"}}, "nvidia-l4", 1.5),
+        ({"mockup": {}}, "nvidia-l4", 0.6),
+        ({"image": {"model": "tiny-inpaint"}}, "nvidia-l4", 0.8),
+    ],
+)
+def test_the_default_floor_is_by_kind_and_accelerator(kind: dict[str, Any], accelerator: str, floor_gib: float) -> None:
+    sleeper = {**kind, "gpu": {"vram_gib": 4}, "residency": "sleep"}
+    made = plan(platform({"w": sleeper}, shared={"accelerator": accelerator, "vram_gib": 12}))
+    assert made.workloads["w"].terms.floor_gib == floor_gib
+
+
+def test_sleeping_with_as_much_as_awake_is_a_warning() -> None:
+    made = plan(platform({"w": workload(0.5, residency="sleep")}))
+    assert made.workloads["w"].terms.floor_gib == 0.5
+    assert made.warnings == (
+        "w holds 0.5 GiB asleep, all of its budget, so residency: sleep saves nothing; raise its vram_gib, lower its "
+        "asleep_gib, or drop residency",
+    )
+
+
+def test_wake_up_room_that_costs_more_gpus_than_it_saves_is_a_warning() -> None:
+    made = plan(platform({"w": workload(10, low=4), "painter": workload(12, residency="sleep")}, shared=pool(9)))
+    assert made.gpus_needed == 4
+    assert made.warnings == (
+        "pool shared needs 4 GPUs, since each keeps 11.4 GiB free so that painter can wake; were nothing to sleep, 3 "
+        "would do: drop residency of painter, or give what sleeps a pool of its own",
+    )
+
+
+def test_a_sleeper_goes_where_its_room_pushes_nobody_out() -> None:
+    """The dear pool takes the sleeper, as the writer may only use the cheap one and books nearly all of it."""
+    made = plan(
+        platform(
+            {"painter": workload(18, residency="sleep"), "writer": workload(20, pools=["cheap"])},
+            cheap=pool(4),
+            dear=pool(4, usd_per_h=9.0),
+        )
+    )
+    assert {name: booking.pool for name, booking in made.workloads.items()} == {"painter": "dear", "writer": "cheap"}
+
+
+def test_a_workload_with_few_pools_is_not_pushed_out_by_one_with_many() -> None:
+    made = plan(
+        platform({"any": workload(20), "bound": workload(15, pools=["cheap"])}, cheap=pool(), dear=pool(usd_per_h=9.0))
+    )
+    assert {name: booking.pool for name, booking in made.workloads.items()} == {"any": "dear", "bound": "cheap"}
+
+
+def test_every_mig_slice_is_a_gpu_of_its_own() -> None:
+    made = plan(platform({"w": workload(4, low=9)}, shared=a100(2, mig="1g.5gb")))
+    planned = made.pools["shared"]
+    assert (planned.accelerator, planned.mig, planned.usable_gib) == ("nvidia-tesla-a100", "1g.5gb", 4.3)
+    assert (planned.gpus_per_node, planned.nodes_at_max, made.gpus_needed) == (7, 2, 9)
+    assert made.workloads["w"].terms.accelerator == "nvidia-tesla-a100"
+
+
+def test_a_slice_is_cheaper_than_the_gpu_it_is_cut_from() -> None:
+    made = plan(platform({"w": workload(4)}, whole=a100(), cut=a100(mig="1g.10gb")))
+    assert made.workloads["w"].pool == "cut"
+    assert plan(platform({"w": workload(4)}, cut=a100(mig="1g.10gb", vram_gib=6))).pools["cut"].usable_gib == 6
+
+
+def test_replicas_are_kept_apart_by_node() -> None:
+    apart = {**workload(4), "replicas": {"min": 3, "max": 5, "per_node": 1}}
+    made = plan(platform({"w": apart, "x": workload(3, low=6)}, shared=pool(4, machine="g2-standard-24",
+                                                                            gpus_per_node=2)))  # fmt: skip
+    planned = made.pools["shared"]
+    for gpus in (planned.gpus_at_min, planned.gpus_at_max):
+        on_node = Counter(gpu.node for gpu in gpus for _ in range(gpu.replicas.get("w", 0)))
+        assert max(on_node.values()) == 1
+    assert made.workloads["w"].placed_max == 4
+    assert planned.nodes_at_max == 4
+    assert not made.has_surge_room("w")
+    assert made.has_surge_room("x")
+
+
+def test_a_minimum_that_only_fits_packed_afresh_is_not_refused() -> None:
+    """Best fit, in the order of the budgets, needs a fourth GPU."""
+    sizes = {"half": workload(11, low=3), "more": workload(8.8, low=2), "less": workload(6.6),
+             "fifth": workload(4.4, low=2)}  # fmt: skip
+    made = plan(platform(sizes, shared=pool(3)))
+    assert (made.gpus_needed, made.gpus_lower_bound, made.is_fewest) == (3, 3, True)
+
+
+def test_only_the_first_refusals_are_explained_in_full() -> None:
+    with pytest.raises(PlanError) as refused:
+        plan(platform({f"w{i}": workload(20) for i in range(9)}))
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 8
+    assert "raise nodes.max" in lines[0]
+    assert lines[-1].endswith("; let pool shared grow past 1 node, or lower vram_gib or replicas.min")
+
+
 BUDGETS = st.one_of(st.floats(0.1, 22), st.sampled_from([22 / 3, 11.0, 22 / 7, 5.5, 22.0]))
 WORKLOADS = st.dictionaries(
     st.sampled_from([f"w{i}" for i in range(12)]),
     st.builds(
-        lambda gib, low, more: workload(gib, low, max(1, low + more)),
+        lambda gib, low, more, asleep, per_node: {
+            **workload(gib, low, max(1, low + more)),
+            "gpu": {"vram_gib": gib, "asleep_gib": asleep},
+            "residency": "always" if asleep is None else "sleep",
+            "replicas": {"min": low, "max": max(1, low + more), "per_node": per_node},
+        },
         BUDGETS,
         st.integers(0, 3),
         st.integers(0, 5),
+        st.one_of(st.none(), st.floats(0.1, 8)),
+        st.one_of(st.none(), st.none(), st.integers(1, 3)),
     ),
     min_size=1,
 )
 
 
 @settings(max_examples=200, deadline=None)
-@given(WORKLOADS, st.integers(1, 12), st.integers(1, 2))
-def test_a_plan_never_overcommits_and_places_all_it_says(workloads: dict[str, Any], nodes: int, pools: int) -> None:
+@given(WORKLOADS, st.integers(1, 12), st.integers(1, 2), st.integers(1, 2))
+def test_a_plan_never_overcommits_and_places_all_it_says(
+    workloads: dict[str, Any], nodes: int, pools: int, gpus_per_node: int
+) -> None:
+    given_pools = {
+        f"p{i}": pool(nodes, machine=None, gpus_per_node=gpus_per_node, usd_per_h=1.0 + i) for i in range(pools)
+    }
+    made_for = platform(workloads, **given_pools)
     try:
-        made = plan(platform(workloads, **{f"p{i}": pool(nodes, usd_per_h=1.0 + i) for i in range(pools)}))
+        made = plan(made_for)
     except PlanError as refused:
-        assert "at minimum" in str(refused)
+        assert "at minimum" in str(refused) or "asleep" in str(refused)
         return
-    assert made.gpus_needed_at_min <= made.gpus_needed <= nodes * pools
+    assert made.gpus_lower_bound <= made.gpus_needed
+    assert made.gpus_needed_at_min <= made.gpus_needed <= nodes * pools * gpus_per_node
     for planned in made.pools.values():
-        for gpu in (*planned.gpus_at_min, *planned.gpus_at_max):
-            assert_holds(gpu, made.workloads)
+        assert planned.nodes_at_min <= planned.nodes_at_max <= nodes
+        for gpus in (planned.gpus_at_min, planned.gpus_at_max):
+            for gpu in gpus:
+                assert_holds(gpu, planned, made.workloads)
+            for name, wanted in workloads.items():
+                on_node: Counter[int] = Counter()
+                for gpu in gpus:
+                    on_node[gpu.node] += gpu.replicas.get(name, 0)
+                assert max(on_node.values(), default=0) <= (wanted["replicas"]["per_node"] or 99)
     for at, count in (("gpus_at_min", "replicas_min"), ("gpus_at_max", "placed_max")):
         placed: Counter[str] = Counter()
         for planned in made.pools.values():
@@ -228,25 +430,56 @@ def test_a_plan_never_overcommits_and_places_all_it_says(workloads: dict[str, An
     for booking in made.workloads.values():
         assert booking.replicas_min <= booking.placed_max <= booking.replicas_max
     assert bool(made.warnings) >= any(b.placed_max < b.replicas_max for b in made.workloads.values())
+    assert plan(made_for) == made
 
 
-def assert_holds(gpu: GpuFill, bookings: Any) -> None:
+def assert_holds(gpu: GpuFill, planned: PoolPlan, bookings: Any) -> None:
+    """Shares are within one GPU, and whoever sleeps on it, or anywhere in the pool, would find its room to wake here."""
     shares = sum(round(bookings[name].num_gpus * 10_000) * count for name, count in gpu.replicas.items())
-    gib = sum(bookings[name].vram_gib * count for name, count in gpu.replicas.items())
+    floors_gib = sum(bookings[name].terms.floor_gib * count for name, count in gpu.replicas.items())
+    wakes_gib = [b.vram_gib - b.terms.floor_gib for b in bookings.values() if b.pool == planned.name]
     assert shares <= 10_000
     assert shares == round((1 - gpu.free_share) * 10_000)
-    assert gib <= L4_GIB + 1e-4
+    assert planned.wake_gib == pytest.approx(max(wakes_gib), abs=1e-4)
+    assert floors_gib + planned.wake_gib <= L4_GIB + 1e-4
+    assert 1 <= gpu.awake <= sum(gpu.replicas.values())
+
+
+@settings(max_examples=100, deadline=None)
+@given(WORKLOADS, st.randoms(use_true_random=False))
+def test_any_placement_that_rays_shares_allow_leaves_room_to_wake(workloads: dict[str, Any], chance: Any) -> None:
+    """Ray puts replicas where their shares fit, whatever the plan says: thrown on GPUs at random, they still can wake."""
+    try:
+        made = plan(platform(workloads, shared=pool(200)))
+    except PlanError:
+        return
+    replicas = [booking for booking in made.workloads.values() for _ in range(booking.replicas_max)]
+    chance.shuffle(replicas)
+    gpus: list[list[Any]] = []
+    for booking in replicas:
+        ticks = round(booking.num_gpus * 10_000)
+        fitting = [gpu for gpu in gpus if ticks + sum(round(b.num_gpus * 10_000) for b in gpu) <= 10_000]
+        (chance.choice(fitting) if fitting else gpus.append(gpu := []) or gpu).append(booking)
+    for gpu in gpus:
+        held_gib = sum(booking.terms.floor_gib for booking in gpu)
+        waking_gib = max(booking.vram_gib - booking.terms.floor_gib for booking in gpu)
+        # A share is rounded down by less than a tick (2.3 MiB) where that lets one more in; the reserve covers it.
+        assert held_gib + waking_gib <= L4_GIB + len(gpu) * L4_GIB / 10_000
 
 
 @settings(max_examples=100, deadline=None)
 @given(WORKLOADS)
 def test_packing_stays_near_what_no_packing_can_beat(workloads: dict[str, Any]) -> None:
     """No packing beats the sum of shares, nor one GPU for each replica over a half."""
-    made = plan(platform(workloads, shared=pool(200)))
+    try:
+        made = plan(platform(workloads, shared=pool(200)))
+    except PlanError:
+        return
     replicas = [booking for booking in made.workloads.values() for _ in range(booking.replicas_max)]
     over_half = sum(1 for booking in replicas if booking.num_gpus > 0.5)
     bound = max(sum(booking.num_gpus for booking in replicas), over_half)
-    assert bound - 1e-6 <= made.gpus_needed <= 1.5 * bound + 1
+    apart = max(-(-w["replicas"]["max"] // (w["replicas"]["per_node"] or 99)) for w in workloads.values())
+    assert bound - 1e-6 <= made.gpus_lower_bound <= made.gpus_needed <= 1.5 * bound + 1 + apart
 
 
 def test_more_nodes_never_place_fewer_replicas() -> None:
