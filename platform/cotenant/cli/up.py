@@ -34,7 +34,7 @@ from cotenant.errors import CotenantError, DeployFailed, EnvironmentFault
 from cotenant.gpu.plan import plan
 from cotenant.gpu.probe import count_gpus
 from cotenant.jobs import emulator
-from cotenant.manifests.serve import pool_resource, serve_config
+from cotenant.manifests.serve import node_resources, serve_config
 
 POLL_S = 0.5
 #: Serve reports a failed start once, then retries; this many seconds of UNHEALTHY settle it.
@@ -108,6 +108,9 @@ def absolute_paths(platform: Platform, base: Path) -> Platform:
         elif workload.llm is not None and workload.llm.model.startswith((".", "~")):
             model = absolute(workload.llm.model)
             workloads[name] = workload.model_copy(update={"llm": workload.llm.model_copy(update={"model": model})})
+        elif workload.image is not None and workload.image.model.startswith((".", "~")):
+            model = absolute(workload.image.model)
+            workloads[name] = workload.model_copy(update={"image": workload.image.model_copy(update={"model": model})})
     jobs = platform.jobs.model_copy(update={"store": absolute(platform.jobs.store)})
     gateway = platform.gateway
     if gateway.keys_file is not None:
@@ -133,7 +136,7 @@ def node_spec(platform: Platform) -> ray_node.NodeSpec:
     return ray_node.NodeSpec(
         num_cpus=max(os.cpu_count() or 1, _cpus_at_min(platform)),
         num_gpus=gpus,
-        resources={pool_resource(name): 1000.0 for name in platform.pools},
+        resources={name: amount for pool in platform.pools for name, amount in node_resources(platform, pool).items()},
     )
 
 

@@ -56,16 +56,18 @@ def create_app(
     app = FastAPI(
         title="cotenant",
         version=cotenant.__version__,
-        summary="3D mockups and language models that share GPUs.",
+        summary="3D mockups, diffusion models and language models that share GPUs.",
         redoc_url=None,
         redirect_slashes=False,
     )
     door = _Door(directory_source, backend, int(gateway.max_body_mib * 2**20), metrics)
     for url, name in (("/v1/chat/completions", "chat"), ("/v1/completions", "completions")):
         app.add_api_route(url, door.language, methods=["POST"], name=name, **openapi.operation(url))
-    app.add_api_route("/v1/models", door.models, methods=["GET"], tags=["language models"])
-    app.add_api_route("/v1/models/{model:path}", door.model, methods=["GET"], tags=["language models"])
+    app.add_api_route("/v1/models", door.models, methods=["GET"], tags=["models"])
+    app.add_api_route("/v1/models/{model:path}", door.model, methods=["GET"], tags=["models"])
     app.add_api_route("/v1/mockups", door.mockup, methods=["POST"], **openapi.operation("/v1/mockups"))
+    for url, name in (("/v1/images/generations", "generate images"), ("/v1/images/edits", "edit images")):
+        app.add_api_route(url, door.image, methods=["POST"], name=name, **openapi.operation(url))
     app.add_api_route(TEMPLATES_URL, door.templates, methods=["GET"], tags=["mockups"])
     for url, endpoint in (("/healthz", door.healthz), ("/readyz", door.readyz), ("/metrics", door.metrics)):
         app.add_api_route(url, endpoint, methods=["GET"], tags=["operation"])
@@ -120,14 +122,28 @@ class _Door:
         served = self._route(request.scope["path"], body, "template")
         return await self._pass_on(request, served, raw, files=files)
 
+    async def image(self, request: Request) -> Response:
+        """Makes pictures from words, or edits an image inside a mask; as OpenAI's image routes do."""
+        raw = await read_body(request, self._max_body_bytes)
+        files: dict[str, bytes] = {}
+        edits = request.scope["path"].endswith("/edits")
+        if edits and media_type(request.headers) == MULTIPART:
+            body, files = await parse_multipart(request.headers, raw)
+            raw = form_json(body)
+        else:
+            accepted = f"{JSON_TYPE} or {MULTIPART}" if edits else JSON_TYPE
+            body = parse_json(request.headers, raw, accepted=accepted)
+        served = self._route(request.scope["path"], body, "model")
+        return await self._pass_on(request, served, raw, files=files)
+
     async def models(self) -> Response:
         """Lists the models that requests may name."""
-        cards = [self._card(name, served) for served in self._directory().of_kind("llm") for name in served.models]
+        cards = [self._card(name, served) for served in self._directory().workloads for name in served.models]
         return _json(200, {"object": "list", "data": cards})
 
     async def model(self, model: str) -> Response:
         """Tells about one model."""
-        cards = {name: served for served in self._directory().of_kind("llm") for name in served.models}
+        cards = {name: served for served in self._directory().workloads for name in served.models}
         if model not in cards:
             text = f"the model {model!r} does not exist; {_nearest(model, cards)}"
             return ReplyAnswer(error_reply(404, text, param="model", code="model_not_found"))

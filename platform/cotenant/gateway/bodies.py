@@ -19,10 +19,18 @@ from cotenant.gateway.answers import ClientGone, Refused
 
 MULTIPART = "multipart/form-data"
 
-_MAX_FILES = 4
+_MAX_FILES = 17
 _MAX_FIELDS = 64
 #: Form fields that stay text though they may look like a number or JSON.
-_TEXT_FIELDS = frozenset({"template", "artwork", "fit", "format", "background"})
+_TEXT_FIELDS = frozenset(
+    {
+        *("template", "artwork", "fit", "format", "background"),
+        *("model", "prompt", "negative_prompt", "user", "safety_identifier", "quality", "style", "moderation"),
+        *("output_format", "response_format", "input_fidelity"),
+    }
+)
+#: What a field's name ends with whose values form a list, as the OpenAI client sends several images.
+_LIST = "[]"
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
@@ -77,7 +85,8 @@ async def parse_multipart(headers: Headers, raw: bytes) -> tuple[dict[str, Any],
     """A form as the JSON body it stands for, and its files by name.
 
     A file becomes `{"file": <its field's name>}`; a text field that reads as JSON (a number, true, an object)
-    becomes that value, any other stays text. Raises Refused.
+    becomes that value, any other stays text. Fields named `image[]` become a list under `image`, their files
+    `image[0]`, `image[1]`, …. Raises Refused.
     """
     parser = MultiPartParser(headers, _whole(raw), max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=len(raw))
     parser.spool_max_size = len(raw) + 1
@@ -88,14 +97,21 @@ async def parse_multipart(headers: Headers, raw: bytes) -> tuple[dict[str, Any],
     body: dict[str, Any] = {}
     files: dict[str, bytes] = {}
     try:
-        for name, value in form.multi_items():
-            if name in body:
+        for field, value in form.multi_items():
+            name = field.removesuffix(_LIST)
+            listed = body.setdefault(name, []) if field != name else None
+            if name in body and not isinstance(listed, list):
                 raise Refused(error_reply(400, f"the form has {name} twice; send it once", param=name[:64]))
             if isinstance(value, UploadFile):
-                files[name] = await value.read()
-                body[name] = {"file": name}
+                file = name if listed is None else f"{name}[{len(listed)}]"
+                files[file] = await value.read()
+                entry: Any = {"file": file}
             else:
-                body[name] = value if name in _TEXT_FIELDS else _typed(value)
+                entry = value if name in _TEXT_FIELDS else _typed(value)
+            if listed is None:
+                body[name] = entry
+            else:
+                listed.append(entry)
     finally:
         await form.close()
     return body, files

@@ -24,6 +24,23 @@ _MOCKUP = {
     "format": {"type": "string", "enum": ["png", "webp", "jpeg"]},
     "quality": {"type": "integer", "description": "1 to 100, for jpeg and webp."},
 }
+_IMAGES = {
+    "model": _MODEL,
+    "prompt": {"type": "string", "description": "What to draw."},
+    "n": {"type": "integer", "minimum": 1, "maximum": 10, "description": "Pictures, with seeds seed, seed + 1, …."},
+    "size": {"type": "string", "description": '"WIDTHxHEIGHT", or "auto" for the model\'s own.'},
+    "output_format": {"type": "string", "enum": ["png", "jpeg", "webp"]},
+    "output_compression": {"type": "integer", "description": "0 to 100 (best), for jpeg and webp."},
+    "seed": {"type": "integer", "description": "The same request with the same seed gives the same bytes."},
+    "steps": {"type": "integer", "description": "Denoising steps."},
+    "guidance": {"type": "number", "description": "How closely the prompt is followed."},
+    "negative_prompt": {"type": "string", "description": "What not to draw."},
+}
+_EDIT = {
+    "strength": {"type": "number", "description": "How far the picture may go from the image: above 0, up to 1."},
+}
+_REFERENCE = "PNG, JPEG or WebP up to 20 MB: base64, a data URL, an http(s) URL, or {image_url: one of these URLs}."
+_MASK = "Transparent where the image is edited; without an alpha channel, white on black. As large as the image."
 
 _BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {
@@ -50,6 +67,42 @@ _BODIES: dict[str, dict[str, Any]] = {
             }
         }
     },
+    "/v1/images/generations": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["model", "prompt"],
+                "properties": _IMAGES,
+                "description": "OpenAI's image request, with seed, steps, guidance and negative_prompt beside it.",
+            }
+        }
+    },
+    "/v1/images/edits": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["model", "prompt", "image"],
+                "properties": {
+                    **_IMAGES,
+                    **_EDIT,
+                    "image": {"description": f"{_REFERENCE} Or a list of these."},
+                    "mask": {"description": f"{_REFERENCE} {_MASK}"},
+                },
+            }
+        },
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["model", "prompt", "image"],
+                "properties": {
+                    **_IMAGES,
+                    **_EDIT,
+                    "image": {"type": "string", "format": "binary", "description": "Several go by the name image[]."},
+                    "mask": {"type": "string", "format": "binary", "description": _MASK},
+                },
+            }
+        },
+    },
     "/v1/mockups": {
         "application/json": {
             "schema": {
@@ -71,7 +124,7 @@ _BODIES: dict[str, dict[str, Any]] = {
 
 def operation(url: str) -> dict[str, Any]:
     """Keywords of `add_api_route` for a route whose body is passed on."""
-    tag = "mockups" if url.startswith("/v1/mockups") else "language models"
+    tag = {"mockups": "mockups", "images": "images"}.get(url.split("/")[2], "language models")
     return {"tags": [tag], "openapi_extra": {"requestBody": {"required": True, "content": _BODIES[url]}}}
 
 

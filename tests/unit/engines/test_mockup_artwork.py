@@ -12,8 +12,11 @@ import pytest
 from PIL import Image
 
 from cotenant.engines.mockup import picture
-from cotenant.engines.mockup.artwork import MAX_PIXELS, decode, fitted
-from cotenant.engines.mockup.request import MAX_ARTWORK_BYTES, BadRequest
+from cotenant.engines.mockup.artwork import decode, fitted
+from cotenant.engines.pictures.decode import MAX_PIXELS
+from cotenant.engines.pictures.encode import encoded
+from cotenant.engines.pictures.refusal import BadRequest
+from cotenant.engines.pictures.source import MAX_PICTURE_BYTES
 
 pytestmark = pytest.mark.unit
 
@@ -80,7 +83,7 @@ def test_a_picture_just_over_the_pixel_cap_is_refused() -> None:
 
 def test_bytes_over_the_cap_are_a_413() -> None:
     with pytest.raises(BadRequest) as caught:
-        decode(bytes(MAX_ARTWORK_BYTES + 1))
+        decode(bytes(MAX_PICTURE_BYTES + 1))
     assert caught.value.status == 413
 
 
@@ -180,11 +183,11 @@ def test_without_a_background_shadow_is_soft_black_and_the_product_keeps_its_col
 @pytest.mark.parametrize("channels", [3, 4])
 def test_the_png_writer_is_lossless(channels: int) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (33, 57, channels), dtype=np.uint8)
-    image = Image.open(io.BytesIO(picture.encoded(pixels, "png", 90)))
+    image = Image.open(io.BytesIO(encoded(pixels, "png", 90)))
     assert (np.asarray(image) == pixels).all()
 
 
 def test_jpeg_and_webp_get_smaller_with_less_quality() -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for form in ("jpeg", "webp"):
-        assert len(picture.encoded(pixels, form, 20)) < len(picture.encoded(pixels, form, 95))  # type: ignore[arg-type]
+        assert len(encoded(pixels, form, 20)) < len(encoded(pixels, form, 95))  # type: ignore[arg-type]

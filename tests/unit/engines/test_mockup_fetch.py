@@ -9,8 +9,9 @@ from typing import Any
 import httpcore
 import pytest
 
-from cotenant.engines.mockup.fetch import MAX_REDIRECTS, Fetcher, is_public
-from cotenant.engines.mockup.request import MAX_ARTWORK_BYTES, BadRequest
+from cotenant.engines.pictures.fetch import MAX_REDIRECTS, Fetcher, is_public
+from cotenant.engines.pictures.refusal import BadRequest
+from cotenant.engines.pictures.source import MAX_PICTURE_BYTES
 
 pytestmark = pytest.mark.unit
 
@@ -187,19 +188,19 @@ async def test_a_url_that_breaks_the_rules_is_a_400(url: str, said: str) -> None
 
 
 async def test_an_answer_that_says_it_is_too_large_is_not_read() -> None:
-    network = Network(answer(b"", content_length=str(MAX_ARTWORK_BYTES + 1)))
+    network = Network(answer(b"", content_length=str(MAX_PICTURE_BYTES + 1)))
     with pytest.raises(BadRequest) as caught:
         await fetcher(network).fetch("http://example.com/a.png")
     assert caught.value.status == 413
 
 
 async def test_an_endless_answer_is_cut_off_at_the_cap() -> None:
-    endless = b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\n\r\n" + bytes(MAX_ARTWORK_BYTES * 2)
+    endless = b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\n\r\n" + bytes(MAX_PICTURE_BYTES * 2)
     network = Network(endless)
     with pytest.raises(BadRequest) as caught:
         await fetcher(network).fetch("http://example.com/a.png")
     assert caught.value.status == 413
-    assert network.reads < MAX_ARTWORK_BYTES // 65536 + 8
+    assert network.reads < MAX_PICTURE_BYTES // 65536 + 8
 
 
 @pytest.mark.parametrize(

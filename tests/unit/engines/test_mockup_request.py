@@ -8,14 +8,10 @@ from typing import Any
 
 import pytest
 
-from cotenant.engines.mockup.request import (
-    MAX_ARTWORK_BYTES,
-    BadRequest,
-    Url,
-    artwork_source,
-    parse,
-    wants_json,
-)
+from cotenant.engines.mockup.request import artwork_source, parse
+from cotenant.engines.pictures.accept import wants_json
+from cotenant.engines.pictures.refusal import BadRequest
+from cotenant.engines.pictures.source import MAX_PICTURE_BYTES, Url
 
 pytestmark = pytest.mark.unit
 
@@ -133,7 +129,7 @@ def test_a_missing_upload_is_named() -> None:
 
 
 def test_artwork_over_the_cap_is_a_413_whichever_way_it_came() -> None:
-    big = bytes(MAX_ARTWORK_BYTES + 1)
+    big = bytes(MAX_PICTURE_BYTES + 1)
     upload = parse(body(artwork={"file": "art"})).artwork
     for artwork, files in ((base64.b64encode(big).decode(), {}), (upload, {"art": big})):
         with pytest.raises(BadRequest) as caught:

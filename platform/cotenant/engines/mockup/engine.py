@@ -3,13 +3,19 @@
 Rendering has one thread to itself, since the renderer's state belongs to the thread that made it. Reading, decoding
 and fitting the next customer's artwork and encoding the last one's picture happen on others meanwhile, so with two
 callers the renderer hardly waits. A caller who goes away frees the renderer at the next chunk of light paths.
+
+Asleep, the renderer holds no scene; what is small and slow to make (parsed templates, baked shadows) stays, so that
+waking costs a fraction of a start. Cold, that is gone too. Compiled kernels and imports stay with the process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import ctypes
 import functools
+import gc
+import importlib
 import json
 import logging
 import threading
@@ -23,10 +29,15 @@ import numpy as np
 from cotenant.calls import JSON_TYPE, Call, Reply, error_reply
 from cotenant.config import MockupSpec
 from cotenant.engines.mockup import artwork, picture, template, variant
-from cotenant.engines.mockup.fetch import Fetcher
-from cotenant.engines.mockup.request import BadRequest, MockupRequest, Url, artwork_source, parse, wants_json
-from cotenant.engines.mockup.scene import Scene
-from cotenant.engines.mockup.template import Floats
+from cotenant.engines.mockup.request import MockupRequest, artwork_source, parse
+from cotenant.engines.mockup.scene import Scene, slot_px
+from cotenant.engines.mockup.template import Floats, Template
+from cotenant.engines.pictures.accept import wants_json
+from cotenant.engines.pictures.encode import encoded
+from cotenant.engines.pictures.fetch import Fetcher
+from cotenant.engines.pictures.refusal import BadRequest
+from cotenant.engines.pictures.source import Url
+from cotenant.gpu.terms import Tier
 from cotenant.telemetry.logs import event
 
 URL = "/v1/mockups"
@@ -39,20 +50,56 @@ T = TypeVar("T")
 class MockupEngine:
     """Renders mockups of the templates of one workload.
 
-    Making one probes the back end, loads every template and renders each once, so the first customer doesn't wait
-    for compilers: seconds. Raises TemplateError and EnvironmentFault.
+    Making one probes the back end. Unless `load` is false it also loads every template and renders each once, so the
+    first customer doesn't wait for compilers: seconds. Raises TemplateError and EnvironmentFault.
     """
 
-    def __init__(self, spec: MockupSpec, *, fetcher: Fetcher | None = None) -> None:
+    def __init__(self, spec: MockupSpec, *, fetcher: Fetcher | None = None, load: bool = True) -> None:
         self.spec = spec
+        self.tier = Tier.COLD
         self.variant = variant.choose(spec.variant)
         self._fetcher = fetcher or Fetcher.from_environment()
         self._renderer = ThreadPoolExecutor(1, "mockup-render")
         self._helpers = ThreadPoolExecutor(2, "mockup-image")
         self._shadows: dict[tuple[str, int, int], Floats | None] = {}
         self._shadows_change = threading.Lock()
+        self._scenes: dict[str, Scene] = {}
+        loaded = [template.load(name) for name in spec.templates]
+        self._templates: dict[str, Template] = {each.name: each for each in loaded}
+        #: Baked shadows by template, kept while asleep.
+        self._shadow_maps: dict[str, Floats | None] = {}
+        if load:
+            self._renderer.submit(self._load).result()
+
+    async def wake(self) -> None:
+        """Load every scene, with the shadows that were kept; returns when calls can be answered."""
+        await asyncio.get_running_loop().run_in_executor(self._renderer, self._load)
+
+    async def sleep(self, tier: Tier) -> None:
+        """Give the renderer's memory back. Only while no call is in work."""
+        await asyncio.get_running_loop().run_in_executor(self._renderer, self._drop, tier)
+
+    @property
+    def _scalar(self) -> bool:
+        return self.variant.name.startswith("scalar")
+
+    def memory_bytes(self) -> None:
+        """Mitsuba does not tell what it holds of a GPU: the agent measures the process."""
+
+    def _load(self) -> None:
+        if self._scenes:
+            return
         started = time.perf_counter()
-        self._scenes = self._renderer.submit(self._load).result()
+        mi = variant.load(self.variant)
+        scenes = {}
+        samples = 16 if self._scalar else 128
+        for name, shape in self._templates.items():
+            scene = Scene(mi, shape, shadow_samples=samples, shadow_map=self._shadow_maps.get(name))
+            width, height = scene.slot_px(512, 512)
+            scene.render(np.zeros((height, width, 3), dtype=np.float32), 512, 512, samples=1, seed=0)
+            scenes[name] = scene
+            self._shadow_maps[name] = scene.shadow_map
+        self._scenes, self.tier = scenes, Tier.RESIDENT
         event(
             LOG,
             "mockup_engine_ready",
@@ -62,15 +109,19 @@ class MockupEngine:
             seconds=round(time.perf_counter() - started, 2),
         )
 
-    def _load(self) -> dict[str, Scene]:
-        mi = variant.load(self.variant)
-        scenes = {}
-        for name in self.spec.templates:
-            scene = Scene(mi, template.load(name), shadow_samples=16 if self.variant.name.startswith("scalar") else 128)
-            width, height = scene.slot_px(512, 512)
-            scene.render(np.zeros((height, width, 3), dtype=np.float32), 512, 512, samples=1, seed=0)
-            scenes[scene.template.name] = scene
-        return scenes
+    def _drop(self, tier: Tier) -> None:
+        scenes, self._scenes, self.tier = self._scenes, {}, tier
+        with self._shadows_change:
+            self._shadows = {}
+        for scene in scenes.values():
+            scene.drop()
+        if tier is Tier.COLD:
+            self._shadow_maps = {}
+        scenes.clear()
+        gc.collect()
+        if not self._scalar:
+            importlib.import_module("drjit").flush_malloc_cache()
+        ctypes.CDLL(None).malloc_trim(0)
 
     async def call(self, call: Call) -> Reply:
         """Answers POST /v1/mockups and GET /v1/mockups/templates; every mistake of the caller's is a 4xx reply."""
@@ -89,9 +140,9 @@ class MockupEngine:
     def templates(self) -> dict[str, Any]:
         """The body of GET /v1/mockups/templates."""
         data = []
-        for name, scene in self._scenes.items():
-            width, height = scene.slot_px(self.spec.max_size_px, self.spec.max_size_px)
-            slot = {"name": template.SLOT, "aspect": round(scene.template.aspect, 4), "width": width, "height": height}
+        for name, shape in self._templates.items():
+            width, height = slot_px(shape, self.spec.max_size_px, self.spec.max_size_px, scalar=self._scalar)
+            slot = {"name": template.SLOT, "aspect": round(shape.aspect, 4), "width": width, "height": height}
             data.append({"id": name, "object": "mockup_template", "slots": [slot]})
         return {
             "object": "list",
@@ -135,6 +186,8 @@ class MockupEngine:
 
     def _scene(self, request: MockupRequest) -> Scene:
         """The scene that a request is for, once it is known to be within the workload's limits. Raises BadRequest."""
+        if self.tier is not Tier.RESIDENT:
+            raise BadRequest("the renderer is not awake", code="not_awake", status=503)
         scene = self._scenes.get(request.template)
         if scene is None:
             raise BadRequest(
@@ -174,7 +227,7 @@ class MockupEngine:
     def _encoded(self, light: Floats, request: MockupRequest, scene: Scene) -> bytes:
         width, height = request.pixels
         pixels = picture.composed(light, self._shadow(scene, width, height), request.background_rgb)
-        return picture.encoded(pixels, request.format, request.quality)
+        return encoded(pixels, request.format, request.quality)
 
     def _shadow(self, scene: Scene, width: int, height: int) -> Floats | None:
         """The backdrop's shadow for this view; a handful of sizes is kept, since most customers ask for the same."""

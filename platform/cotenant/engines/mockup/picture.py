@@ -1,4 +1,4 @@
-"""Light to pixels: tone, backdrop and shadow, sRGB, and the encoded file.
+"""Light to pixels: tone, backdrop and shadow, sRGB.
 
 The backdrop is put behind the product here, not in the scene, so a background colour is exactly the one asked for
 (where no shadow falls) and a transparent render keeps its shadow as soft black. Pure functions of arrays.
@@ -6,16 +6,11 @@ The backdrop is put behind the product here, not in the scene, so a background c
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from cotenant.engines.mockup.request import Format
 from cotenant.engines.mockup.template import Floats
 
 Bytes = NDArray[np.uint8]
@@ -89,39 +84,3 @@ def _bytes(linear_light: Floats) -> Bytes:
     index *= _STEPS - 1
     index += 0.5
     return np.take(_SRGB, index.astype(np.intp), mode="clip")
-
-
-def encoded(pixels: Bytes, form: Format, quality: int) -> bytes:
-    """The image file. Same pixels, same bytes (for one version of Pillow and zlib)."""
-    if form == "png":
-        return _png(pixels)
-    options: dict[Format, dict[str, Any]] = {
-        "jpeg": {"quality": quality, "subsampling": 0 if quality >= 90 else 2},
-        "webp": {"quality": quality, "method": 2},
-    }
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, form.upper(), **options[form])
-    return out.getvalue()
-
-
-def _png(pixels: Bytes) -> bytes:
-    """A PNG of 8-bit RGB or RGBA: each row as differences to the left pixel, packed by run lengths and Huffman.
-
-    Pillow tries every row with every filter; on rendered, slightly noisy pictures that takes three times as long
-    for files 4 % smaller, and it would be a twentieth of a render's whole cost.
-    """
-    height, width, channels = pixels.shape
-    flat = pixels.reshape(height, width * channels)
-    rows = np.empty((height, 1 + width * channels), dtype=np.uint8)
-    rows[:, 0] = 1
-    rows[:, 1 : 1 + channels] = flat[:, :channels]
-    np.subtract(flat[:, channels:], flat[:, :-channels], out=rows[:, 1 + channels :])
-    packer = zlib.compressobj(1, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
-    data = packer.compress(rows.tobytes()) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, height, 8, 6 if channels == 4 else 2, 0, 0, 0)
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    chunks = ((b"IHDR", header), (b"sRGB", b"\0"), (b"IDAT", data), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, body) for kind, body in chunks)

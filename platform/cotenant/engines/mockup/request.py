@@ -6,42 +6,22 @@ and which turns into OpenAI's error body. Pure: nothing is fetched or decoded he
 
 from __future__ import annotations
 
-import base64
-import binascii
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from cotenant.calls import Reply, error_reply
+from cotenant.engines.pictures.encode import Format
+from cotenant.engines.pictures.refusal import translated
+from cotenant.engines.pictures.source import Upload, Url, source_of
 
-MAX_ARTWORK_BYTES = 20 * 2**20
 #: Beyond any renderer's reach; the platform file's `max_size_px` and `max_samples` are the real limits.
 _SANE = 65536
 
 Fit = Literal["cover", "contain", "stretch"]
-Format = Literal["png", "webp", "jpeg"]
 
-
-class BadRequest(Exception):
-    """The caller's mistake: an HTTP status, a text to show, the field at fault and a code for programs."""
-
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
-        super().__init__(message)
-        self.param, self.code, self.status = param, code, status
-
-    def reply(self) -> Reply:
-        return error_reply(self.status, str(self), param=self.param, code=self.code)
-
-
-class Upload(BaseModel):
-    """A file sent beside the body, by its name."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    file: str = Field(min_length=1)
+#: What fields take whose types pydantic would describe badly.
+_TAKES = {"artwork": 'a string, or upload by name: {"file": …}'}
 
 
 class MockupRequest(BaseModel):
@@ -122,99 +102,9 @@ def parse(body: bytes) -> MockupRequest:
     try:
         return MockupRequest.model_validate_json(body or b"{}")
     except ValidationError as error:
-        raise _translated(error) from None
-
-
-def _translated(error: ValidationError) -> BadRequest:
-    first = error.errors(include_url=False, include_context=False)[0]
-    kind, message = first["type"], first["msg"].removeprefix("Value error, ")
-    param = str(first["loc"][0]) if first["loc"] else None
-    if kind == "json_invalid":
-        return BadRequest(f"the body is not JSON: {message.removeprefix('Invalid JSON: ')}", code="invalid_json")
-    if param is None:
-        return BadRequest(f"the body needs to be an object: {message}" if kind == "model_type" else message)
-    if kind == "missing" and len(first["loc"]) == 1:
-        return BadRequest(f"the body needs {param}", param=param, code="missing_required_parameter")
-    if kind == "extra_forbidden" and len(first["loc"]) == 1:
-        near = difflib.get_close_matches(param[:64], MockupRequest.model_fields, n=1)
-        known = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(MockupRequest.model_fields)}"
-        return BadRequest(f"unknown parameter {param[:64]!r}; {known}", param=param[:64], code="unknown_parameter")
-    if param == "artwork":
-        return BadRequest(f'artwork takes a string, or {Upload.__name__.lower()} by name: {{"file": …}}', param=param)
-    got = first["input"]
-    seen = (
-        f", got {str(got)[:40]!r}" if isinstance(got, str) else f", got {got}" if isinstance(got, int | float) else ""
-    )
-    return BadRequest(f"{param}: {message[:1].lower()}{message[1:]}{seen}", param=param, code="invalid_value")
-
-
-@dataclass(frozen=True)
-class Url:
-    """Artwork that lies elsewhere."""
-
-    url: str
+        raise translated(error, MockupRequest, _TAKES) from None
 
 
 def artwork_source(artwork: str | Upload, files: Mapping[str, bytes]) -> bytes | Url:
     """The artwork's bytes if the request carries them, otherwise where they lie. Raises BadRequest."""
-    if isinstance(artwork, Upload):
-        if artwork.file not in files:
-            have = ", ".join(files) or "none"
-            raise BadRequest(f"the upload {artwork.file!r} is not in the request (uploads: {have})", param="artwork")
-        return _capped(files[artwork.file])
-    if artwork[:8].lower().startswith(("http://", "https://")):
-        return Url(artwork)
-    text = artwork
-    if artwork[:5].lower() == "data:":
-        head, comma, text = artwork.partition(",")
-        if not comma or not head.lower().endswith(";base64"):
-            raise BadRequest(
-                "a data URL needs base64: data:image/png;base64,…", param="artwork", code="invalid_artwork"
-            )
-    if len(text) > MAX_ARTWORK_BYTES * 4 // 3 + 4096:
-        raise too_large()
-    try:
-        return _capped(base64.b64decode("".join(text.split()), validate=True))
-    except (binascii.Error, ValueError):
-        raise BadRequest(
-            "artwork is neither base64, a data URL, nor an http(s) URL", param="artwork", code="invalid_artwork"
-        ) from None
-
-
-def too_large() -> BadRequest:
-    """The refusal of artwork over the cap, wherever it came from."""
-    return BadRequest(
-        f"artwork may have {MAX_ARTWORK_BYTES // 2**20} MB; send a smaller file",
-        param="artwork",
-        code="artwork_too_large",
-        status=413,
-    )
-
-
-def _capped(data: bytes) -> bytes:
-    if len(data) > MAX_ARTWORK_BYTES:
-        raise too_large()
-    if not data:
-        raise BadRequest("artwork is empty", param="artwork", code="invalid_artwork")
-    return data
-
-
-def wants_json(accept: str) -> bool:
-    """Whether an Accept header prefers JSON to an image: the higher q wins, then what it names, then the image."""
-    best = {"json": (0.0, 0), "image": (0.0, 0)}
-    for entry in accept.lower().split(","):
-        kind, *parameters = (piece.strip() for piece in entry.split(";"))
-        quality = 1.0
-        for parameter in parameters:
-            if parameter.startswith("q="):
-                try:
-                    quality = float(parameter[2:])
-                except ValueError:
-                    quality = 0.0
-        if kind in ("application/json", "application/*"):
-            best["json"] = max(best["json"], (quality, 2))
-        elif kind.startswith("image/"):
-            best["image"] = max(best["image"], (quality, 2))
-        elif kind == "*/*":
-            best = {name: max(rank, (quality, 1)) for name, rank in best.items()}
-    return best["json"] > best["image"]
+    return source_of(artwork, files, "artwork")

@@ -39,9 +39,14 @@ class Cancelled(Exception):
 
 
 class Scene:
-    """One template, ready to render. `mi` is Mitsuba with its variant set."""
+    """One template, ready to render. `mi` is Mitsuba with its variant set.
 
-    def __init__(self, mi: ModuleType, template: Template, *, shadow_samples: int = 128) -> None:
+    `shadow_map` is the one that an earlier scene of the same template baked: most of what making a scene costs.
+    """
+
+    def __init__(
+        self, mi: ModuleType, template: Template, *, shadow_samples: int = 128, shadow_map: Floats | None = None
+    ) -> None:
         self.template = template
         self._mi = mi
         self._dr = importlib.import_module("drjit")
@@ -60,17 +65,13 @@ class Scene:
         self._params = mi.traverse(self._scene)
         keys = self._params.keys()  # iterating it gives pairs, for all that it looks like a dict
         self._slot_key = next(k for k in keys if k.startswith(SLOT) and k.endswith("base_color.data"))
-        self._shadow = None if template.backdrop is None else self._bake_shadow(product, light, shadow_samples)
+        if shadow_map is None and template.backdrop is not None:
+            shadow_map = self._bake_shadow(product, light, shadow_samples)
+        self.shadow_map = shadow_map
 
     def slot_px(self, width: int, height: int) -> tuple[int, int]:
-        """Pixels (width, height) of the artwork's texture for a render of that size: enough, and few sizes.
-
-        The scalar back end takes one texture size only.
-        """
-        side = max(width, height)
-        longest = 1024 if self._scalar else 512 if side <= 512 else 1024 if side <= 1024 else 2048
-        aspect = self.template.aspect
-        return (longest, max(1, round(longest / aspect))) if aspect >= 1 else (max(1, round(longest * aspect)), longest)
+        """Pixels (width, height) of the artwork's texture for a render of that size."""
+        return slot_px(self.template, width, height, scalar=self._scalar)
 
     def render(
         self,
@@ -110,7 +111,7 @@ class Scene:
     def shadow(self, width: int, height: int) -> Floats | None:
         """(height, width): how much of its light the backdrop keeps at each pixel, 1 where no shadow falls."""
         plane = self.template.backdrop
-        if plane is None or self._shadow is None:
+        if plane is None or self.shadow_map is None:
             return None
         camera = self.template.camera
         tangent = np.tan(np.radians(camera.fov_deg / 2)) / min(width, height)
@@ -124,8 +125,13 @@ class Scene:
         at = camera.eye + rays * hits[..., None] - origin
         reach = SHADOW_REACH * self.template.radius
         u, v = (at @ across / reach + 1) / 2, (at @ along / reach + 1) / 2
-        kept = _bilinear(self._shadow, u * SHADOW_PX - 0.5, (1 - v) * SHADOW_PX - 0.5)
+        kept = _bilinear(self.shadow_map, u * SHADOW_PX - 0.5, (1 - v) * SHADOW_PX - 0.5)
         return np.where(hits > 0, kept, 1.0).astype(np.float32)
+
+    def drop(self) -> None:
+        """Let go of everything the renderer holds for this scene. It can't be used afterwards."""
+        self._sensors.clear()
+        del self._params, self._scene
 
     def _sensor(self, width: int, height: int) -> Any:
         key = (width, height)
@@ -235,6 +241,17 @@ class Scene:
         edge = np.abs(np.linspace(-1, 1, SHADOW_PX))
         fade = np.clip((1 - np.maximum(edge[:, None], edge[None, :])) / 0.25, 0, 1)
         return np.asarray(1 - lost * fade, dtype=np.float32)
+
+
+def slot_px(template: Template, width: int, height: int, *, scalar: bool) -> tuple[int, int]:
+    """Pixels (width, height) of the artwork's texture for a render of that size: enough, and few sizes.
+
+    The scalar back end takes one texture size only.
+    """
+    side = max(width, height)
+    longest = 1024 if scalar else 512 if side <= 512 else 1024 if side <= 1024 else 2048
+    aspect = template.aspect
+    return (longest, max(1, round(longest / aspect))) if aspect >= 1 else (max(1, round(longest * aspect)), longest)
 
 
 def _axes(plane: Plane) -> tuple[Any, Any]:

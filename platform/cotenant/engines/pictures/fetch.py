@@ -1,4 +1,4 @@
-"""Artwork by URL, without letting a URL reach what only we can reach.
+"""Pictures by URL, without letting a URL reach what only we can reach.
 
 What always holds: a name is resolved once per hop, every address it resolves to must be public, and the connection
 goes to an address out of that very list, so a name that changes its mind between check and use gains nothing. Each
@@ -22,7 +22,8 @@ from typing import Any
 import httpcore
 import httpx
 
-from cotenant.engines.mockup.request import MAX_ARTWORK_BYTES, BadRequest, too_large
+from cotenant.engines.pictures.refusal import BadRequest
+from cotenant.engines.pictures.source import MAX_PICTURE_BYTES, noun, too_large
 
 TRUSTED_HOSTS = "COTENANT_ARTWORK_TRUSTED_HOSTS"
 PORTS = {"http": 80, "https": 443}
@@ -30,6 +31,13 @@ CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 10.0
 TOTAL_TIMEOUT_S = 30.0
 MAX_REDIRECTS = 3
+#: Codes for programs; the field's name goes into the braces.
+UNREACHABLE, INVALID_URL, URL_REFUSED, UNSUPPORTED = (
+    "{}_unreachable",
+    "invalid_{}_url",
+    "{}_url_refused",
+    "unsupported_{}",
+)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 #: Globally routed by the book, yet not a plain host: relays, embedded IPv4, documentation, protocol assignments.
@@ -66,7 +74,7 @@ async def resolve(host: str, port: int) -> Sequence[str]:
 
 
 class Fetcher:
-    """Fetches artwork. `resolver` and `backend` are the two ways out, given only by tests."""
+    """Fetches pictures. `resolver` and `backend` are the two ways out, given only by tests."""
 
     def __init__(
         self,
@@ -87,50 +95,51 @@ class Fetcher:
         """A fetcher that trusts the hosts (`host` or `host:port`, comma-separated) that the environment lists."""
         return cls(trusted_hosts=os.environ.get(TRUSTED_HOSTS, "").split(","))
 
-    async def fetch(self, url: str) -> bytes:
-        """The bytes at `url`, at most `MAX_ARTWORK_BYTES`. Raises BadRequest."""
+    async def fetch(self, url: str, what: str = "artwork") -> bytes:
+        """The bytes at `url`, at most `MAX_PICTURE_BYTES`; `what` is the request's field. Raises BadRequest."""
         try:
-            return await asyncio.wait_for(self._follow(url), self._total_timeout_s)
+            return await asyncio.wait_for(self._follow(url, what), self._total_timeout_s)
         except (asyncio.TimeoutError, httpcore.TimeoutException):
-            raise _refused("the artwork's host took too long to answer", "artwork_unreachable") from None
+            raise _refused(what, f"the {what}'s host took too long to answer", UNREACHABLE) from None
         except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
-            kind = type(error).__name__
-            raise _refused(f"the artwork can't be fetched ({kind}); is the URL right?", "artwork_unreachable") from None
+            raise _refused(
+                what, f"the {what} can't be fetched ({type(error).__name__}); is the URL right?", UNREACHABLE
+            ) from None
 
-    async def _follow(self, url: str) -> bytes:
+    async def _follow(self, url: str, what: str) -> bytes:
         try:
             target = httpx.URL(url)
             for _ in range(MAX_REDIRECTS + 1):
-                addresses = await self._checked(target)
-                answer = await self._get(target, addresses)
+                addresses = await self._checked(target, what)
+                answer = await self._get(target, addresses, what)
                 if isinstance(answer, bytes):
                     return answer
                 target = target.join(answer)
         except (httpx.InvalidURL, UnicodeError, ValueError):
-            raise _refused("the artwork's URL is not valid", "invalid_artwork_url") from None
-        raise _refused(f"the artwork's URL redirects more than {MAX_REDIRECTS} times", "artwork_unreachable")
+            raise _refused(what, f"the {what}'s URL is not valid", INVALID_URL) from None
+        raise _refused(what, f"the {what}'s URL redirects more than {MAX_REDIRECTS} times", UNREACHABLE)
 
-    async def _checked(self, url: httpx.URL) -> Sequence[str]:
+    async def _checked(self, url: httpx.URL, what: str) -> Sequence[str]:
         """The addresses that may be connected to for this hop. Raises BadRequest."""
         if url.scheme not in PORTS or not url.host:
-            raise _refused("artwork is fetched by http and https only", "invalid_artwork_url")
+            raise _refused(what, f"{what} is fetched by http and https only", INVALID_URL)
         if url.userinfo:
-            raise _refused("the artwork's URL must not carry a user name or password", "invalid_artwork_url")
+            raise _refused(what, f"the {what}'s URL must not carry a user name or password", INVALID_URL)
         host, port = url.host.lower(), url.port or PORTS[url.scheme]
         trusted = bool(self._trusted & {host, f"{host}:{port}"})
         if port != PORTS[url.scheme] and not trusted:
-            raise _refused(f"artwork is fetched from port {PORTS[url.scheme]} only", "artwork_url_refused")
+            raise _refused(what, f"{what} is fetched from port {PORTS[url.scheme]} only", URL_REFUSED)
         try:
             addresses = await self._resolve(url.raw_host.decode("ascii"), port)
         except OSError:
             addresses = ()
         if not addresses:
-            raise _refused(f"the artwork's host {host!r} has no address", "artwork_unreachable")
+            raise _refused(what, f"the {what}'s host {host!r} has no address", UNREACHABLE)
         if not trusted and not all(is_public(address) for address in addresses):
-            raise _refused(f"the artwork's host {host!r} is not on the public internet", "artwork_url_refused")
+            raise _refused(what, f"the {what}'s host {host!r} is not on the public internet", URL_REFUSED)
         return addresses
 
-    async def _get(self, url: httpx.URL, addresses: Sequence[str]) -> bytes | str:
+    async def _get(self, url: httpx.URL, addresses: Sequence[str], what: str) -> bytes | str:
         """The body, or where a redirect leads."""
         headers: Mapping[bytes | str, bytes | str] = {
             "Host": url.netloc.decode("ascii"),
@@ -148,12 +157,12 @@ class Fetcher:
             fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
             if response.status in _REDIRECTS and "location" in fields:
                 return fields["location"]
-            _acceptable(response.status, fields)
+            _acceptable(response.status, fields, what)
             body = bytearray()
             async for chunk in response.aiter_stream():
                 body += chunk
-                if len(body) > MAX_ARTWORK_BYTES:
-                    raise too_large()
+                if len(body) > MAX_PICTURE_BYTES:
+                    raise too_large(what)
             return bytes(body)
 
     def _context(self) -> ssl.SSLContext:
@@ -162,17 +171,17 @@ class Fetcher:
         return self._tls
 
 
-def _acceptable(status: int, fields: Mapping[str, str]) -> None:
+def _acceptable(status: int, fields: Mapping[str, str], what: str) -> None:
     if status != 200:
-        raise _refused(f"the artwork's host answered {status}", "artwork_unreachable")
+        raise _refused(what, f"the {what}'s host answered {status}", UNREACHABLE)
     kind = fields.get("content-type", "").partition(";")[0].strip().lower()
     # Object stores call what they were given without a type an octet stream; the decoder has the last word.
     if kind and not kind.startswith("image/") and kind not in ("application/octet-stream", "binary/octet-stream"):
-        raise _refused(f"the artwork's URL leads to {kind}, not to an image", "unsupported_artwork")
+        raise _refused(what, f"the {what}'s URL leads to {kind}, not to an image", UNSUPPORTED)
     if fields.get("content-encoding", "identity").lower() != "identity":
-        raise _refused("the artwork's host sends it compressed; serve the plain file", "unsupported_artwork")
-    if fields.get("content-length", "0").isdecimal() and int(fields.get("content-length", "0")) > MAX_ARTWORK_BYTES:
-        raise too_large()
+        raise _refused(what, f"the {what}'s host sends it compressed; serve the plain file", UNSUPPORTED)
+    if fields.get("content-length", "0").isdecimal() and int(fields.get("content-length", "0")) > MAX_PICTURE_BYTES:
+        raise too_large(what)
 
 
 class _Pinned(httpcore.AsyncNetworkBackend):
@@ -199,11 +208,11 @@ class _Pinned(httpcore.AsyncNetworkBackend):
         raise failure or httpcore.ConnectError(f"{host} has no address")
 
     async def connect_unix_socket(self, path: str, timeout: float | None = None, socket_options: Any = None) -> Any:
-        raise httpcore.ConnectError("artwork is never fetched from a unix socket")
+        raise httpcore.ConnectError("pictures are never fetched from a unix socket")
 
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)
 
 
-def _refused(message: str, code: str) -> BadRequest:
-    return BadRequest(message, param="artwork", code=code)
+def _refused(what: str, message: str, code: str) -> BadRequest:
+    return BadRequest(message, param=what, code=code.format(noun(what)))
