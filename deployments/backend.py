@@ -8,6 +8,7 @@ only calls.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
@@ -33,6 +34,7 @@ from ray.serve.schema import ApplicationStatus, ReplicaState
 from cotenant.calls import Call, Reply, StreamedReply, WorkloadStatus
 from cotenant.calls.relay import RelayServer, RelayStream
 from cotenant.errors import (
+    BudgetExceeded,
     CallError,
     DeadlineExceeded,
     Overloaded,
@@ -40,6 +42,10 @@ from cotenant.errors import (
     UnknownWorkload,
     WorkloadUnavailable,
 )
+from cotenant.telemetry.logs import event
+from deployments import obituaries
+
+LOG = logging.getLogger("cotenant.backend")
 
 #: A status is asked of the controller at most this often.
 STATUS_AGE_S = 1.0
@@ -70,7 +76,7 @@ class ServeBackend:
             raise
         except Exception as error:
             _cancel(response)
-            raise _meaning(workload, call, error) from error
+            raise await _told(workload, call, error) from error
         return reply
 
     async def stream(self, workload: str, call: Call) -> StreamedReply:
@@ -108,7 +114,8 @@ class ServeBackend:
             raise WorkloadUnavailable(f"Serve does not tell how its applications are: {_last_line(error)}") from error
         self._status = {
             name: WorkloadStatus(
-                ready=(running := _running(app)) > 0,
+                # An application that runs with no replica was scaled to zero: a call brings one back.
+                ready=(running := _running(app)) > 0 or app.status == ApplicationStatus.RUNNING,
                 replicas=running,
                 message="" if running else (_last_line(app.message) or app.status.value.lower()),
             )
@@ -172,7 +179,7 @@ async def _watch(workload: str, call: Call, response: DeploymentResponse, stream
     except asyncio.CancelledError:
         raise
     except Exception as error:
-        stream.fail(_meaning(workload, call, error))
+        stream.fail(await _told(workload, call, error))
         _cancel(response)
         return
     if not stream.finished:
@@ -200,6 +207,20 @@ def _running(app: Any) -> int:
     if app.status in (ApplicationStatus.DELETING, ApplicationStatus.NOT_STARTED):
         return 0
     return min((d.replica_states.get(ReplicaState.RUNNING, 0) for d in app.deployments.values()), default=0)
+
+
+async def _told(workload: str, call: Call, error: BaseException) -> CallError:
+    """What a failure means, once the GPU agent was heard: it leaves word of the replicas that it stopped."""
+    actor_id = getattr(error, "actor_id", None) if isinstance(error, RayActorError) else None
+    if actor_id:
+        try:
+            why = await asyncio.to_thread(obituaries.find, actor_id)
+        except Exception as unheard:
+            event(LOG, "obituary_unread", level=logging.WARNING, workload=workload, error=unheard)
+        else:
+            if why is not None:
+                return BudgetExceeded(f"{why}; the request was not repeated")
+    return _meaning(workload, call, error)
 
 
 def _meaning(workload: str, call: Call, error: BaseException) -> CallError:

@@ -3,12 +3,13 @@
 `build` runs wherever Serve builds applications and must stay light: it checks what can be checked and imports
 neither torch nor vLLM. The replica imports them. A call goes to vLLM's ASGI application in process; the chunks
 of a streamed reply go straight to the gateway's relay, while the Serve call stays open around them, holding the
-slot, the place in the queue and the way to cancel.
+slot, the place in the queue, the lease on the GPU's memory and the way to cancel.
 """
 
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from cotenant.config.model import LlmSpec
 from cotenant.engines.llm import asgi
 from cotenant.engines.llm.config import Shape, Slice, engine_arguments, environment, llm_config
 from cotenant.engines.llm.models import locate, materialise
+from cotenant.gpu.terms import Terms, Tier
 from cotenant.telemetry.logs import configure_logs, event
+from deployments.sharing import Share, gpu_of_bundle
 
 LOG = logging.getLogger("cotenant.llm")
 
@@ -35,11 +38,8 @@ class LlmArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    terms: Terms
     spec: LlmSpec
-    vram_gib: float
-    slots: int
-    accelerator: str
 
 
 def build(args: LlmArgs) -> Application:
@@ -48,15 +48,15 @@ def build(args: LlmArgs) -> Application:
     Raises:
         CotenantError: the workload cannot run; whatever ran before goes on serving.
     """
-    part = Slice(args.accelerator, args.vram_gib, gpu_share=1.0, cpus=1.0, slots=args.slots)
+    part = _slice(args.terms, cpus=1.0)
     if part.on_cpu:
         # Only here is the builder on the replica's machine: a GPU image may hold what the head's does not.
         model = locate(args.spec.model)
         shape = Shape.of_folder(Path(model.source)) if model.kind == "folder" else None
-        engine_arguments(args.name, args.spec, model, part, shape)
+        engine_arguments(args.terms.workload, args.spec, model, part, shape)
     # The gateway logs every request already, once.
     quiet = {"enable_access_log": False}
-    return serve.deployment(Replica, name="Replica", logging_config=quiet).bind(args.model_dump())
+    return serve.deployment(Replica, name="Replica", logging_config=quiet).bind(args.model_dump(mode="json"))
 
 
 class Replica:
@@ -64,48 +64,132 @@ class Replica:
 
     async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]
         configure_logs()
-        began = time.perf_counter()
-        self._args = LlmArgs.model_validate(args)
+        parsed = LlmArgs.model_validate(args)
         self._relay = RelaySender()
-        self._server, self._app = await _start(self._args)
-        event(LOG, "llm_engine_ready", workload=self._args.name, seconds=round(time.perf_counter() - began, 1))
+        self._engine = VllmEngine(parsed)
+        self._share = await Share.join(parsed.terms, self._engine, gpu=await gpu_of_bundle(parsed.terms))
 
     async def call(self, call: Call) -> Reply:
         """The whole reply, vLLM's error replies included."""
-        return await asgi.answer(self._app, call)
+        if call.method == "GET":  # metrics and the like: no work for the GPU, and no reason to wake it
+            return await asgi.answer(self._engine.app, call)
+        async with self._share.lease(call):
+            return await asgi.answer(self._engine.app, call)
 
     async def stream(self, call: Call, target: Target) -> None:
         """Answer into the gateway's relay; returns when the last chunk is sent."""
-        await asgi.answer_into(self._app, call, await self._relay.open(target))
+        async with self._share.lease(call):
+            await asgi.answer_into(self._engine.app, call, await self._relay.open(target))
 
     async def check_health(self) -> None:
         """Raises when the engine is dead, so that Serve replaces the replica."""
-        await self._server.check_health()
+        self._share.check()
+        await self._engine.check()
 
     async def __del__(self) -> None:
         self._relay.close()
-        server = getattr(self, "_server", None)
+        share = getattr(self, "_share", None)
+        if share is not None:
+            await share.close()
+        await self._engine.stop()
+
+
+class VllmEngine:
+    """vLLM in its three tiers. Cold, there is no engine and no process of it."""
+
+    def __init__(self, args: LlmArgs) -> None:
+        self._terms = args.terms
+        self._spec = args.spec
+        self._server: Any = None
+        self._app: asgi.App | None = None
+        self._tier = Tier.COLD
+        self._facts: list[dict[str, int]] = []
+
+    @property
+    def app(self) -> asgi.App:
+        """vLLM's HTTP application. There is none before the engine was first woken, nor while it is cold."""
+        if self._app is None:
+            return _cold
+        return self._app
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Processes that hold the model: on a GPU not children of this one, but Ray actors of their own."""
+        return tuple(facts["pid"] for facts in self._facts)
+
+    def memory_bytes(self) -> int | None:
+        """What torch holds of the GPU; None on a CPU."""
+        return None if self._terms.on_cpu else sum(facts["reserved_bytes"] for facts in self._facts)
+
+    async def wake(self) -> None:
+        if self._tier is Tier.RESIDENT:
+            return
+        if self._server is None:
+            await self._start()
+        elif self._terms.on_cpu:
+            await self._server.host_wake()
+        else:
+            await self._server.cuda_wake(self._spec.sleep_level)
+        self._tier = Tier.RESIDENT
+        self._facts = await self._server.collective_rpc("cotenant_facts")
+
+    async def sleep(self, tier: Tier) -> None:
+        if tier is Tier.COLD:
+            await self.stop()
+        elif self._terms.on_cpu:
+            await self._server.host_sleep()
+        else:
+            await self._server.cuda_sleep(self._spec.sleep_level)
+        self._tier = tier
+        if self._server is not None:
+            self._facts = await self._server.collective_rpc("cotenant_facts")
+
+    async def check(self) -> None:
+        """Raises when the engine's processes are gone."""
+        if self._server is not None:
+            await self._server.check_health()
+
+    async def stop(self) -> None:
+        """End the engine and its processes."""
+        server, self._server, self._app, self._facts = self._server, None, None, []
+        self._tier = Tier.COLD
         if server is not None:
-            await server.__del__()
+            await server.stop()
+
+    async def _start(self) -> None:
+        began = time.perf_counter()
+        config = _configure(self._terms, self._spec)
+        from deployments.llm_engine import start  # noqa: PLC0415 - imports torch and vLLM, which read the environment
+
+        self._server, self._app = await start(config, (self._spec.model, self._terms.workload))
+        event(LOG, "llm_engine_ready", workload=self._terms.workload, seconds=round(time.perf_counter() - began, 1))
 
 
-async def _start(args: LlmArgs) -> tuple[Any, asgi.App]:
-    """Start the engine in this process's placement group; returns Ray's server and vLLM's application."""
-    config = _configure(args)
-    from deployments.llm_engine import start  # noqa: PLC0415 - imports torch and vLLM, which read the environment
+async def _cold(
+    scope: asgi.Message,
+    receive: Callable[[], Awaitable[asgi.Message]],
+    send: Callable[[asgi.Message], Awaitable[None]],
+) -> None:
+    """Stands in for vLLM's application while there is no engine."""
+    await send({"type": "http.response.start", "status": 503, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": b"the engine is not loaded\n"})
 
-    return await start(config, (args.spec.model, args.name))
+
+def _slice(terms: Terms, cpus: float) -> Slice:
+    return Slice(terms.accelerator, terms.vram_gib, terms.gpu_share, cpus, terms.slots)
 
 
-def _configure(args: LlmArgs) -> dict[str, Any]:
+def _configure(terms: Terms, spec: LlmSpec) -> dict[str, Any]:
     """Put the model in place, set the environment, and say what Ray's LLMServer is to run."""
     group = get_current_placement_group()
     bundle: dict[str, float] = group.bundle_specs[0] if group is not None else {"CPU": 1.0}
-    part = Slice(args.accelerator, args.vram_gib, bundle.get("GPU", 1.0), bundle.get("CPU", 1.0), args.slots)
-    model = locate(args.spec.model)
+    part = _slice(terms, bundle.get("CPU", 1.0))
+    model = locate(spec.model)
     os.environ.update(environment(model, part))
     source = materialise(model, home())
     shape = Shape.of_folder(Path(source)) if Path(source).is_dir() else None
     streamer = find_spec("runai_model_streamer") is not None
-    arguments = engine_arguments(args.name, args.spec, model, part, shape, can_stream_weights=streamer)
-    return llm_config(args.spec, part, source=source, bundle=bundle, arguments=arguments)
+    arguments = engine_arguments(terms.workload, spec, model, part, shape, can_stream_weights=streamer)
+    if terms.residency == "sleep" and not terms.on_cpu:
+        arguments["enable_sleep_mode"] = True
+    return llm_config(spec, part, source=source, bundle=bundle, arguments=arguments)

@@ -1,8 +1,9 @@
 """The part of an LLM replica that imports Ray's LLM server and vLLM: seconds of imports, so only a replica does.
 
-Ray's `LLMServer` owns the engine (download, configuration, placement, health, sleep). Four things are set
-otherwise here: both names of the workload are served, files that are on this machine are not fetched by a task,
-on a CPU the engine runs its model in its own process instead of in a further one, and nothing is reported home.
+Ray's `LLMServer` owns the engine (download, configuration, placement, health). Five things are set otherwise here:
+both names of the workload are served, files that are on this machine are not fetched by a task, on a CPU the engine
+runs its model in its own process instead of in a further one, vLLM's worker gets the methods of
+`deployments.llm_worker`, and nothing is reported home.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Engine(VLLMEngine):  # type: ignore[misc]
             # vLLM asks for a worker process so that it can bind its OpenMP threads; ours are not bound. One
             # process fewer imports torch, and none spins on the shared memory between the two.
             parallel.distributed_executor_backend = "uni"
+        parallel.worker_extension_cls = "deployments.llm_worker.WorkerExtension"
         return engine_args, frontend_args, engine_config
 
 
@@ -39,6 +41,37 @@ class Server(LLMServer):  # type: ignore[misc]
 
     async def _start_engine(self) -> None:
         await self.engine.start()
+
+    async def host_sleep(self) -> None:
+        """Sleep where vLLM has no sleep of its own: nothing is scheduled any more, model and KV cache are let go."""
+        client = self.engine._engine_client
+        await client.sleep(level=0)
+        if not await client.reset_prefix_cache():
+            raise RuntimeError("vLLM still has requests in its KV cache, so it can't sleep")
+        await self.collective_rpc("cotenant_host_sleep")
+
+    async def host_wake(self) -> None:
+        """Undo `host_sleep`."""
+        await self.collective_rpc("cotenant_host_wake")
+        await self.engine._engine_client.wake_up(["scheduling"])
+
+    async def cuda_sleep(self, level: int) -> None:
+        """vLLM's own sleep: level 1 keeps the weights in host memory, 2 drops them; the KV cache goes with both."""
+        await self.sleep(level=level)
+
+    async def cuda_wake(self, level: int) -> None:
+        """Undo `cuda_sleep`; at level 2 the weights are read again before the KV cache comes back."""
+        if level == 1:
+            await self.wakeup()
+            return
+        await self.wakeup(tags=["weights"])
+        await self.collective_rpc("reload_weights")
+        await self.wakeup(tags=["kv_cache"])
+
+    async def stop(self) -> None:
+        """End the engine and its processes."""
+        await self.engine.shutdown()
+        self.engine._engine_client.shutdown()
 
 
 async def start(config: dict[str, Any], names: Sequence[str]) -> tuple[Server, App]:

@@ -13,36 +13,49 @@ from ray.serve.deployment import Application
 from cotenant.calls import Call, Reply
 from cotenant.config import MockupSpec
 from cotenant.engines.mockup import template
+from cotenant.gpu.terms import Terms
 from cotenant.telemetry.logs import configure_logs
+from deployments.sharing import Share, own_gpu
 
 
 class Arguments(BaseModel):
-    """What the Serve config gives: the workload's name, spec and booking."""
+    """What the Serve config gives: what the plan grants the workload, and its spec."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    terms: Terms
     spec: MockupSpec
-    vram_gib: float
-    slots: int
-    accelerator: str
 
 
 class Replica:
-    """One warm renderer."""
+    """One renderer, warm while it holds the lease on its GPU's memory."""
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
+    async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]
         configure_logs()
         from cotenant.engines.mockup.engine import MockupEngine  # noqa: PLC0415 - heavy; the builder does without
 
-        self._engine = MockupEngine(Arguments.model_validate(arguments).spec)
+        parsed = Arguments.model_validate(arguments)
+        self._engine = MockupEngine(parsed.spec, load=False)
+        self._share = await Share.join(parsed.terms, self._engine, gpu=own_gpu())
 
     async def call(self, call: Call) -> Reply:
-        return await self._engine.call(call)
+        if call.method == "GET":  # what templates there are: no work for the GPU, and no reason to wake it
+            return await self._engine.call(call)
+        async with self._share.lease(call):
+            return await self._engine.call(call)
+
+    async def check_health(self) -> None:
+        """Raises when the replica can't go on, so that Serve replaces it."""
+        self._share.check()
+
+    async def __del__(self) -> None:
+        share = getattr(self, "_share", None)
+        if share is not None:
+            await share.close()
 
 
 def build(args: Arguments) -> Application:
     """The application. Raises TemplateError if a template's file is not there."""
     for name in args.spec.templates:
         template.find(name)
-    return serve.deployment(Replica, name="Replica").bind(args.model_dump())
+    return serve.deployment(Replica, name="Replica").bind(args.model_dump(mode="json"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from shell import Shell, free_port
@@ -17,7 +18,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+def workloads() -> dict[str, Any]:
+    """What the platform serves; a module of tests may want others."""
+    return {
+        "mockups": {"mockup": {"templates": ["mug", "poster"]}, "gpu": {"vram_gib": 1.5}},
+        "writer": {"llm": {"model": "smollm2-135m", "context_tokens": 1024}, "gpu": {"vram_gib": 5}},
+    }
+
+
+@pytest.fixture(scope="session")
+def shell(tmp_path_factory: pytest.TempPathFactory, workloads: dict[str, Any]) -> Shell:
     folder = tmp_path_factory.mktemp("platform")
     # The converted model is worth keeping between runs; run records and tokens are not.
     home = tmp_path_factory.mktemp("home")
@@ -27,14 +37,12 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     environment = {
         **{k: v for k, v in os.environ.items() if k not in ("PUBSUB_EMULATOR_HOST", "RAY_API_SERVER_ADDRESS")},
         "COTENANT_HOME": str(home),
+        "COTENANT_AGENT_DIR": str(home / "agent"),
         "COTENANT_API_KEYS": "acme:sk-acme-1,globex:sk-globex-1",
     }
     content = {
         "name": "accept",
-        "workloads": {
-            "mockups": {"mockup": {"templates": ["mug", "poster"]}, "gpu": {"vram_gib": 1.5}},
-            "writer": {"llm": {"model": "smollm2-135m", "context_tokens": 1024}, "gpu": {"vram_gib": 5}},
-        },
+        "workloads": workloads,
         "gateway": {"port": free_port()},
         "environments": {"local": {"pools": {"shared": {"accelerator": "cpu", "vram_gib": 12}}}},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -30,9 +31,12 @@ class Shell:
     content: dict[str, Any] = field(default_factory=dict)
 
     def run(self, *arguments: str, timeout_s: float = 600, check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = [str(COTENANT), arguments[0], "-f", str(self.file), *arguments[1:]]
+        """A command about this platform file."""
+        return self.command(arguments[0], "-f", str(self.file), *arguments[1:], timeout_s=timeout_s, check=check)
+
+    def command(self, *arguments: str, timeout_s: float = 600, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            command,
+            [str(COTENANT), *arguments],
             cwd=self.folder,
             env=self.environment,
             capture_output=True,
@@ -52,6 +56,12 @@ class Shell:
         state = self.state()
         with ServeApi(state.dashboard, state.token_file) as serve:
             return {name: application.pids for name, application in serve.applications().items()}
+
+    def replicas(self) -> dict[str, dict[str, Any]]:
+        """The replicas on the one GPU by workload, as the GPU agent knows them."""
+        (agent,) = json.loads(self.command("top", "--once", "--json").stdout)["agents"]
+        (gpu,) = agent["gpus"]
+        return {replica["workload"]: replica for replica in gpu["replicas"]}
 
     def state(self) -> RunState:
         old = os.environ.get("COTENANT_HOME")

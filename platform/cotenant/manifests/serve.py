@@ -26,6 +26,24 @@ def pool_resource(pool: str) -> str:
     return f"cotenant-pool-{pool}"
 
 
+def spread_resource(workload: str) -> str:
+    """Name of the custom Ray resource of which a node offers as much as it may hold replicas of `workload`."""
+    return f"cotenant-spread-{workload}"
+
+
+def node_resources(platform: Platform, pool: str) -> dict[str, float]:
+    """Custom resources that every Ray node of `pool` offers.
+
+    Serve's own `max_replicas_per_node` can't be had together with a placement group, so a workload's
+    `replicas.per_node` is a resource of which each of its replicas takes one.
+    """
+    offered = {pool_resource(pool): POOL_RESOURCE_PER_NODE}
+    for name, workload in platform.workloads.items():
+        if workload.replicas.per_node is not None and (not workload.pools or pool in workload.pools):
+            offered[spread_resource(name)] = float(workload.replicas.per_node)
+    return offered
+
+
 def serve_config(platform: Platform, plan: Plan) -> dict[str, Any]:
     """The config that `serve deploy` (or the dashboard's REST interface) takes, as plain data."""
     applications = [_workload(name, workload, plan) for name, workload in platform.workloads.items()]
@@ -37,8 +55,6 @@ def serve_config(platform: Platform, plan: Plan) -> dict[str, Any]:
 
 def _workload(name: str, workload: Workload, plan: Plan) -> dict[str, Any]:
     booking = plan.workloads[name]
-    spec = workload.llm or workload.mockup
-    assert spec is not None
     deployment: dict[str, Any] = {
         "name": "Replica",
         **_replicas(workload),
@@ -57,13 +73,7 @@ def _workload(name: str, workload: Workload, plan: Plan) -> dict[str, Any]:
         "name": name,
         "route_prefix": None,
         "import_path": f"deployments.{workload.kind}:build",
-        "args": {
-            "name": name,
-            "spec": spec.model_dump(mode="json"),
-            "vram_gib": booking.vram_gib,
-            "slots": workload.slots,
-            "accelerator": plan.pools[booking.pool].accelerator,
-        },
+        "args": {"terms": booking.terms.model_dump(mode="json"), "spec": workload.spec.model_dump(mode="json")},
         "deployments": [deployment],
     }
 
@@ -83,11 +93,18 @@ def _replicas(workload: Workload) -> dict[str, Any]:
 
 
 def _resources(workload: Workload, booking: Booking) -> dict[str, Any]:
-    """What a replica books. vLLM works in actors of its own, so an LLM books by placement group."""
+    """What a replica books. On a GPU vLLM works in an actor of its own, so an LLM books by placement group.
+
+    Of the group's share the replica itself takes nothing there; on a CPU it is the replica's, which so learns where
+    it is.
+    """
     pool = {pool_resource(booking.pool): _POOL_CRUMB}
+    if workload.replicas.per_node is not None:
+        pool[spread_resource(booking.workload)] = 1.0
     if workload.kind == "llm":
+        own = booking.num_gpus if booking.terms.on_cpu else 0
         return {
-            "ray_actor_options": {"num_cpus": 0, "num_gpus": 0},
+            "ray_actor_options": {"num_cpus": 0, "num_gpus": own},
             "placement_group_bundles": [{"CPU": workload.cpus, "GPU": booking.num_gpus, **pool}],
             "placement_group_strategy": "STRICT_PACK",
         }

@@ -14,7 +14,7 @@ from cotenant.calls import Directory, Served
 from cotenant.config import Platform, load_platform
 from cotenant.config.model import Gateway, Jobs, LlmSpec, MockupSpec
 from cotenant.gpu.plan import plan
-from cotenant.manifests.serve import pool_resource, serve_config, unknown_keys
+from cotenant.manifests.serve import node_resources, pool_resource, serve_config, unknown_keys
 
 pytestmark = pytest.mark.unit
 
@@ -45,7 +45,7 @@ def served_from(plain: dict[str, Any]) -> Served:
 
 def test_there_is_one_application_for_each_workload_and_door_and_none_has_a_route() -> None:
     _, config = shipped("prod")
-    assert [a["name"] for a in config["applications"]] == ["mockups", "writer", "gateway", "ingress"]
+    assert [a["name"] for a in config["applications"]] == ["mockups", "writer", "painter", "gateway", "ingress"]
     assert {a["route_prefix"] for a in config["applications"]} == {None}
     assert config["proxy_location"] == "Disabled"
 
@@ -53,13 +53,13 @@ def test_there_is_one_application_for_each_workload_and_door_and_none_has_a_rout
 def test_a_renderer_books_its_share_on_its_pool() -> None:
     _, config = shipped("dev")
     options = deployment(config, "mockups")["ray_actor_options"]
-    assert options == {"num_cpus": 1.0, "num_gpus": 0.0682, "resources": {"cotenant-pool-shared": 0.001}}
+    assert options == {"num_cpus": 1.0, "num_gpus": 0.0722, "resources": {"cotenant-pool-shared": 0.001}}
 
 
 def test_an_llm_books_by_placement_group_since_its_workers_are_actors_of_their_own() -> None:
     _, config = shipped("dev")
     found = deployment(config, "writer")
-    assert found["placement_group_bundles"] == [{"CPU": 1.0, "GPU": 0.2273, "cotenant-pool-shared": 0.001}]
+    assert found["placement_group_bundles"] == [{"CPU": 1.0, "GPU": 0.2404, "cotenant-pool-shared": 0.001}]
     assert found["ray_actor_options"] == {"num_cpus": 0, "num_gpus": 0}
 
 
@@ -115,8 +115,8 @@ def test_arguments_rebuild_into_the_models_they_came_from() -> None:
     assert LlmSpec.model_validate(application(config, "writer")["args"]["spec"]) == platform.workloads["writer"].llm
     assert Gateway.model_validate(application(config, "gateway")["args"]["gateway"]) == platform.gateway
     assert Jobs.model_validate(application(config, "ingress")["args"]["jobs"]) == platform.jobs
-    assert application(config, "writer")["args"]["vram_gib"] == 12
-    assert application(config, "writer")["args"]["accelerator"] == "nvidia-l4"
+    assert application(config, "writer")["args"]["terms"]["vram_gib"] == 12
+    assert application(config, "writer")["args"]["terms"]["accelerator"] == "nvidia-l4"
 
 
 def test_a_changed_workload_leaves_the_other_applications_as_they_were() -> None:
@@ -161,3 +161,24 @@ def test_serve_knows_every_key_and_accepts_every_environment() -> None:
         assert unknown_keys(config, known) == []
     wrong = {"proxy_locations": "", "applications": [{"name": "a", "deployments": [{"name": "R", "num_replicaz": 3}]}]}
     assert unknown_keys(wrong, known) == ["proxy_locations", "a.R.num_replicaz"]
+
+
+def test_replicas_that_are_to_be_spread_take_a_resource_that_each_node_has_so_many_of() -> None:
+    gpu = {"vram_gib": 1.0}
+    data: dict[str, Any] = {
+        "environment": "test",
+        "workloads": {
+            "spread": {"mockup": {}, "gpu": gpu, "replicas": {"min": 2, "max": 4, "per_node": 2}},
+            "writer": {"llm": {"model": "m"}, "gpu": gpu, "replicas": {"min": 1, "max": 2, "per_node": 1}},
+            "plain": {"mockup": {"templates": ["mug"]}, "gpu": gpu},
+        },
+        "pools": {"shared": {"accelerator": "cpu", "vram_gib": 12, "nodes": {"min": 1, "max": 3}}, "front": {}},
+    }
+    platform = Platform.model_validate(data)
+    config = serve_config(platform, plan(platform))
+    assert node_resources(platform, "shared") == {
+        pool_resource("shared"): 1000.0, "cotenant-spread-spread": 2.0, "cotenant-spread-writer": 1.0,
+    }  # fmt: skip
+    assert deployment(config, "spread")["ray_actor_options"]["resources"]["cotenant-spread-spread"] == 1
+    assert deployment(config, "writer")["placement_group_bundles"][0]["cotenant-spread-writer"] == 1
+    assert set(deployment(config, "plain")["ray_actor_options"]["resources"]) == {pool_resource("shared")}

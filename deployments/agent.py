@@ -1,0 +1,147 @@
+"""The GPU agent as a Ray actor: one a node, named after it, started by whoever needs it first.
+
+It is detached, since it belongs to the node and to no application, and Ray starts it again when it dies: what it
+knew, its replicas tell it anew. It takes no share of anything that is booked. When nobody has been there for a while
+it ends by itself, so that a Ray that was only borrowed is left as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.util import metrics as ray_metrics
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cotenant.agent import metrics
+from cotenant.agent.node import Obituary
+from cotenant.agent.server import Agent
+from cotenant.agent.snapshot import Snapshot
+from cotenant.cli.machine.cluster import AGENT_NAMESPACE, AGENT_PREFIX
+from cotenant.errors import EnvironmentFault
+from cotenant.gpu.probe.host import ProcessTable, VirtualGpus
+from cotenant.gpu.probe.nvml import NvmlProbe
+from cotenant.gpu.probe.protocol import GpuProbe
+from cotenant.gpu.shares import usable_kib
+from cotenant.gpu.terms import Terms
+from cotenant.telemetry.logs import configure_logs, event
+from deployments import obituaries
+
+LOG = logging.getLogger("cotenant.agent")
+
+#: An agent without replicas ends after this long.
+IDLE_S = 120.0
+_START_S = 60.0
+#: A dead agent's successor may start before the kernel has taken its lock away.
+_LOCK_TRIES, _LOCK_WAIT_S = 20, 0.25
+
+
+def name_of(node_id: str) -> str:
+    """The actor's name on that node."""
+    return f"{AGENT_PREFIX}{node_id}"
+
+
+async def ensure_agent(node_id: str, terms: Terms) -> None:
+    """See that this node's agent runs.
+
+    Raises:
+        EnvironmentFault: it did not start; the text says why.
+    """
+    remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, max_concurrency=16)(GpuAgent)
+    actor: ActorHandle = remote.options(
+        name=name_of(node_id),
+        namespace=AGENT_NAMESPACE,
+        get_if_exists=True,
+        lifetime="detached",
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+    ).remote(node_id, usable_kib(terms.usable_gib) if terms.on_cpu else None)
+    try:
+        await asyncio.wait_for(actor.ready.remote(), _START_S)
+    except (asyncio.TimeoutError, ray.exceptions.RayError) as error:
+        raise EnvironmentFault(f"the GPU agent of node {node_id[:12]} did not start: {error}") from error
+
+
+class GpuAgent:
+    """Hosts an `Agent` and publishes what it sees through Ray's metrics endpoint."""
+
+    def __init__(self, node_id: str, virtual_gpu_kib: int | None) -> None:
+        """`virtual_gpu_kib` is what each GPU of a CPU pool has; None where the node has real ones."""
+        configure_logs()
+        self._node_id = node_id
+        self._virtual_gpu_kib = virtual_gpu_kib
+        self._gauges = _Published()
+        self._used_at = time.monotonic()
+        # At once, not when somebody first asks: after a restart nobody might.
+        self._starting = asyncio.get_running_loop().create_task(self._start())
+
+    async def ready(self) -> None:
+        """Return when the agent listens. Raises EnvironmentFault if it can't."""
+        await asyncio.shield(self._starting)
+
+    async def snapshot(self) -> dict[str, Any]:
+        """What the agent knows, as `Snapshot` spells it."""
+        agent = await asyncio.shield(self._starting)
+        return agent.snapshot().model_dump(mode="json")
+
+    async def _start(self) -> Agent:
+        agent = Agent(
+            self._probe(), ProcessTable(), node_id=self._node_id, on_stop=self._on_stop, on_sample=self._on_sample
+        )
+        for attempt in range(_LOCK_TRIES):
+            try:
+                await agent.start()
+                event(LOG, "agent_started", node=self._node_id)
+                return agent
+            except EnvironmentFault:
+                if attempt == _LOCK_TRIES - 1:
+                    raise
+                await asyncio.sleep(_LOCK_WAIT_S)
+        raise AssertionError
+
+    def _probe(self) -> GpuProbe:
+        if self._virtual_gpu_kib is None:
+            return NvmlProbe()
+        have = next(node for node in ray.nodes() if node["NodeID"] == self._node_id)["Resources"]
+        return VirtualGpus(self._virtual_gpu_kib, count=int(have.get("GPU", 1)))
+
+    async def _on_stop(self, obituary: Obituary) -> None:
+        await asyncio.to_thread(obituaries.write, obituary)
+
+    def _on_sample(self, snapshot: Snapshot) -> None:
+        self._gauges.publish(snapshot)
+        now = time.monotonic()
+        if snapshot.unplaced or any(gpu.replicas for gpu in snapshot.gpus):
+            self._used_at = now
+        elif now - self._used_at > IDLE_S:
+            event(LOG, "agent_ends", node=self._node_id, idle_s=IDLE_S)
+            asyncio.get_running_loop().create_task(self._end())
+
+    async def _end(self) -> None:
+        await (await self._starting).close()
+        with contextlib.suppress(SystemExit):
+            ray.actor.exit_actor()
+
+
+class _Published:
+    """Ray's own metrics for those of an agent. A counter is fed with its growth."""
+
+    def __init__(self) -> None:
+        kinds = {"gauge": ray_metrics.Gauge, "counter": ray_metrics.Counter}
+        self._metrics = {m.name: kinds[m.kind](m.name, description=m.help, tag_keys=m.labels) for m in metrics.METRICS}
+        self._counted: dict[tuple[str, tuple[str, ...]], float] = {}
+
+    def publish(self, snapshot: Snapshot) -> None:
+        for name, labels, value in metrics.rows(snapshot):
+            metric = self._metrics[name]
+            if isinstance(metric, ray_metrics.Gauge):
+                metric.set(value, tags=labels)
+                continue
+            series = (name, tuple(labels.values()))
+            growth, self._counted[series] = value - self._counted.get(series, 0.0), value
+            if growth > 0:
+                metric.inc(growth, tags=labels)

@@ -1,0 +1,60 @@
+"""Serve application of an image workload: one deployment, `Replica`, around an `ImageEngine`.
+
+Importing this module and building the application are light and touch no torch; a local pipeline folder that is not
+there fails the build, before anything that runs is replaced.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve.deployment import Application
+
+from cotenant.calls import Call, Reply
+from cotenant.config import ImageSpec
+from cotenant.engines.image.models import locate
+from cotenant.gpu.terms import Terms
+from cotenant.telemetry.logs import configure_logs
+from deployments.sharing import Share, own_gpu
+
+
+class ImageArgs(BaseModel):
+    """What the Serve config gives: the replica's terms and the workload's spec."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    terms: Terms
+    spec: ImageSpec
+
+
+class Replica:
+    """One pipeline, warm while it holds the lease on its GPU's memory."""
+
+    async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]
+        configure_logs()
+        from cotenant.engines.image.engine import ImageEngine  # noqa: PLC0415 - heavy; the builder does without
+
+        args = ImageArgs.model_validate(arguments)
+        self._engine = ImageEngine(args.spec, args.terms, load=False)
+        self._share = await Share.join(args.terms, self._engine, gpu=own_gpu())
+
+    async def call(self, call: Call) -> Reply:
+        async with self._share.lease(call):
+            return await self._engine.call(call)
+
+    async def check_health(self) -> None:
+        """Raises when the replica can't go on, so that Serve replaces it."""
+        self._share.check()
+
+    async def __del__(self) -> None:
+        share = getattr(self, "_share", None)
+        if share is not None:
+            await share.close()
+
+
+def build(args: ImageArgs) -> Application:
+    """The application. Raises EnvironmentFault if a local pipeline folder is not usable."""
+    if args.terms.on_cpu:
+        # Only here is the builder on the replica's machine: a GPU image may hold what the head's does not.
+        locate(args.spec.model)
+    return serve.deployment(Replica, name="Replica").bind(args.model_dump(mode="json"))

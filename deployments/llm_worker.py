@@ -1,0 +1,78 @@
+"""What an LLM replica adds to vLLM's worker: who it is, what it holds, and a sleep for where vLLM has none.
+
+vLLM puts this class among the bases of its worker (`worker_extension_cls`), so the methods run in the process that
+holds the model, wherever vLLM put it, and are reached by `collective_rpc`.
+
+**Sleep on a CPU.** vLLM's own sleep mode is CUDA's. On a CPU the "GPU memory" is the host's, so there is nowhere to
+move weights to: asleep means that the model is dropped and the pages of the KV cache are given back to the kernel.
+The processes, their imports, the scheduler and the address range of the KV cache stay. Waking loads the weights again
+from the model's files, which are in the page cache: a second, against half a minute for a start.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+from typing import Any
+
+_MADV_DONTNEED = 4
+_PAGE = 4096
+
+
+class WorkerExtension:
+    """Methods for vLLM's worker; every name is prefixed, since vLLM refuses a clash."""
+
+    model_runner: Any
+    vllm_config: Any
+
+    def cotenant_facts(self) -> dict[str, int]:
+        """The worker's process id, and the bytes that torch's CUDA allocator holds there (0 on a CPU)."""
+        import torch  # noqa: PLC0415 - the worker has it loaded
+
+        reserved = torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
+        return {"pid": os.getpid(), "reserved_bytes": int(reserved)}
+
+    def cotenant_host_sleep(self) -> None:
+        """Drop the model and give back the KV cache's pages. Only while nothing is scheduled."""
+        layers = self.vllm_config.compilation_config.static_forward_context
+        # What vLLM set on a layer after it was made: its KV cache, and what the attention back end notes there.
+        self._cotenant_layers = {
+            name: {key: value for key, value in vars(layer).items() if not key.startswith("_")}
+            for name, layer in layers.items()
+            if hasattr(layer, "kv_cache")
+        }
+        for cache in self.model_runner.kv_caches:
+            _give_back_pages(cache)
+        layers.clear()
+        self.model_runner.model = None
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+
+    def cotenant_host_wake(self) -> None:
+        """Load the model again and give its attention layers their KV cache, whose pages read as zeros."""
+        from vllm.config import set_current_vllm_config  # noqa: PLC0415
+
+        with set_current_vllm_config(self.vllm_config):
+            self.model_runner.load_model()
+        layers = self.vllm_config.compilation_config.static_forward_context
+        for name, noted in self._cotenant_layers.items():
+            layer = layers[name]
+            layer.kv_cache = noted["kv_cache"]
+            for key, value in noted.items():
+                if not hasattr(layer, key):
+                    setattr(layer, key, value)
+        self._cotenant_layers = {}
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _give_back_pages(tensor: Any) -> None:
+    """Return the whole pages under a tensor's storage to the kernel; the addresses stay, and read as zeros."""
+    storage = tensor.untyped_storage()
+    start = -(-storage.data_ptr() // _PAGE) * _PAGE
+    end = (storage.data_ptr() + storage.nbytes()) // _PAGE * _PAGE
+    if end > start and ctypes.CDLL(None, use_errno=True).madvise(
+        ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED
+    ):
+        raise OSError(ctypes.get_errno(), "madvise(MADV_DONTNEED) failed")
