@@ -31,10 +31,11 @@ from PIL import Image
 from cotenant.calls import Call, Directory, InMemoryBackend, Reply, Served
 from cotenant.config import ImageSpec
 from cotenant.config.model import Gateway
-from cotenant.engines.image import tiny
+from cotenant.engines.image import assembly, tiny
 from cotenant.engines.image.engine import ImageEngine
 from cotenant.engines.image.families import FAMILIES
 from cotenant.engines.image.models import locate, materialise
+from cotenant.engines.image.pipeline import OutOfMemory
 from cotenant.engines.image.request import EDITS_URL, GENERATIONS_URL
 from cotenant.errors import EnvironmentFault
 from cotenant.gateway.app import create_app
@@ -492,6 +493,22 @@ async def test_memory_falls_when_a_pipeline_sleeps_and_is_flat_over_twenty_cycle
 
 
 # --- pipelines ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_wake_that_runs_out_of_memory_leaves_the_engine_cold_and_able_to_wake_later(
+    engine: ImageEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise MemoryError
+
+    await engine.sleep(Tier.ASLEEP)
+    monkeypatch.setattr(assembly, "tasks", lambda *_, **__: fails())
+    with pytest.raises(OutOfMemory):
+        await engine.wake()
+    assert (engine.tier, engine.memory_bytes()) == (Tier.COLD, 0)
+    monkeypatch.undo()
+    await engine.wake()
+    assert (await engine.call(call())).ok
 
 
 def test_every_task_works_on_one_set_of_weights(engine: ImageEngine) -> None:

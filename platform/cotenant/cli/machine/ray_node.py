@@ -32,7 +32,8 @@ OBJECT_STORE_BYTES = 512 * 2**20
 #: Zero lets the kernel choose, so two Rays on one machine never claim the same port.
 WORKER_PORTS = (0, 0)
 START_TIMEOUT_S = 90.0
-STOP_TIMEOUT_S = 20.0
+#: Ray may take so long to stop by itself; it waits for detached actors, of which each node has one, the GPU agent.
+STOP_TIMEOUT_S = 4.0
 
 
 @dataclass(frozen=True)
