@@ -85,9 +85,8 @@ class Ends:
         orphans = {pid: started for pid, started in replica.processes.items() if pid != replica.pid}
         if not await self._gone(orphans, _ORPHANS_S):
             left = self._kill(orphans)
-            self._host.node.note(
-                "stopped", f"{replica.workload} ended and left {left} processes, ended too", replica_id
-            )
+            text = f"{replica.workload} ended and left {left} processes running, which were ended too"
+            self._host.node.note("stopped", text, replica_id)
             await self._gone(orphans, _DEATH_S)
         # A replica that came back under this name in the meantime is another.
         if self._host.node.replicas.get(replica_id) is replica:

@@ -202,7 +202,8 @@ class Node:
         self._read_at = now
         self._note_fault(reading.fault)
         for replica_id, started in reading.processes.items():
-            if replica_id in self.replicas:
+            # Of one that has ended, the last that was seen of it tells what it may have left running.
+            if replica_id in self.replicas and replica_id not in reading.dead:
                 self.replicas[replica_id].processes = dict(started)
         self._find_unplaced(reading, now)
         stops: list[tuple[str, Obituary]] = []

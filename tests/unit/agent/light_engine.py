@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -105,13 +105,14 @@ class LightEngine:
         return self.link.holds
 
     def start_child(self) -> int:
-        return subprocess.Popen(["sleep", "1000"]).pid
+        return subprocess.Popen(["sleep", str(PATIENCE_S)]).pid
 
     def fork_child(self) -> int:
         """A child that has, by inheritance, this replica's connection."""
         pid = os.fork()
         if pid == 0:
-            signal.pause()
+            time.sleep(PATIENCE_S)
+            os._exit(0)
         return pid
 
     def close(self) -> None:
@@ -141,6 +142,13 @@ def agent(told: Connection, gpu: str, interval_s: float, limits: Limits) -> None
         return {one.pid: table.private_kib(one.pid) for one in agents[0].node.replicas.values() if one.gpu == key}
 
     probe: GpuProbe = VirtualGpus(12 * 2**20) if gpu == "cpu" else FakeProbe([L4], measure=measure)
+
+    def end_with_the_test() -> None:
+        with suppress(EOFError, OSError):
+            told.recv()
+        os._exit(0)
+
+    threading.Thread(target=end_with_the_test, daemon=True).start()
 
     async def on_stop(obituary: Obituary) -> None:
         told.send(obituary)

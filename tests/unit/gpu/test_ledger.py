@@ -207,6 +207,16 @@ class TestAsking:
         assert made.ask("small", BATCH, 1.0) == [Grant("small")], "once a sleeps, 6 are left over"
         assert made.slept("a", 2.0) == [Grant("middle")]
 
+    def test_no_more_pass_than_is_left_over(self) -> None:
+        made = ledger(
+            20, sleeper("middle", 12), sleeper("one", 4), sleeper("two", 4), sleeper("three", 2), opens_at=5.0
+        )
+        made.join(sleeper("held", 10), 0.0, awake=True)
+        for name, priority in (("middle", INTERACTIVE), ("one", BATCH), ("two", BATCH), ("three", BATCH)):
+            made.ask(name, priority, 1.0)
+        assert made.tick(5.0) == [Recall("held", "middle"), Grant("one"), Grant("two")], "the last 2 are middle's"
+        assert made.slept("held", 6.0) == [Grant("middle")]
+
     def test_a_small_one_does_not_pass_on_a_recall_that_those_ahead_do_not_count_on(self) -> None:
         made = ledger(20, sleeper("a", 6), sleeper("b", 10), sleeper("c", 6), sleeper("d", 10), sleeper("small", 2))
         awake(made, "a", 0.0)
@@ -301,6 +311,20 @@ class TestRecalling:
         awake(made, "b", 1.0)
         assert made.ask("c", INTERACTIVE, 2.0) == [Recall("a", "c")]
         assert made.ask("d", INTERACTIVE, 2.0) == [Recall("b", "d")]
+
+    def test_two_that_wait_already_are_helped_at_the_same_time_too(self) -> None:
+        made = ledger(20, sleeper("c"), sleeper("d"), opens_at=5.0)
+        made.join(sleeper("a"), 0.0, awake=True)
+        made.join(sleeper("b"), 1.0, awake=True)
+        made.ask("c", INTERACTIVE, 2.0)
+        made.ask("d", BATCH, 2.0)
+        assert made.tick(5.0) == [Recall("a", "c"), Recall("b", "d")]
+
+    def test_interactive_work_is_not_held_up_by_a_batch_waiter_that_cant_be_helped(self) -> None:
+        made = ledger(10, sleeper("a"), sleeper("b"), sleeper("c"))
+        awake(made, "a", 0.0, BATCH)
+        assert made.ask("b", BATCH, 1.0) == []
+        assert made.ask("c", INTERACTIVE, 1.0) == [Recall("a", "c")]
 
     def test_nobody_is_recalled_for_one_who_would_still_not_fit(self) -> None:
         made = ledger(20, sleeper("a"), sleeper("b"), sleeper("large", 20))
