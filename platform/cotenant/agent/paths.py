@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import stat
@@ -12,6 +14,9 @@ from cotenant.errors import EnvironmentFault
 #: Longest path a Unix socket can have, less its terminator (sun_path in unix(7)).
 _SOCKET_PATH_BYTES = 107
 _NODE_ID_LENGTH = 16
+#: Start locks are named after a node by so much of its id.
+_PREFIX_LENGTH = 12
+_KEPT_S = 3600.0
 
 
 def agent_dir() -> Path:
@@ -64,6 +69,22 @@ def lock_path(gpu: str) -> Path:
 def sockets() -> list[Path]:
     """Sockets of agents that run, or ran, on this machine."""
     return sorted(agent_dir().glob("*.sock"))
+
+
+def sweep(now: float, *, besides: str) -> None:
+    """Remove what the agents of other nodes than `besides` left, dead for an hour: such a node never comes back."""
+    ours = f"{socket_path(besides).name}.lock"
+    for lock in agent_dir().glob("*.sock.lock"):
+        with contextlib.suppress(OSError):
+            if lock.name == ours or now - lock.stat().st_mtime < _KEPT_S:
+                continue
+            file = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for left in agent_dir().glob(f"{lock.name.removesuffix('.sock.lock')[:_PREFIX_LENGTH]}*"):
+                    left.unlink()
+            finally:
+                os.close(file)
 
 
 def plain(name: str) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from cotenant.agent import guard
 from cotenant.agent.ends import Ends
 from cotenant.agent.node import Node, Obituary
-from cotenant.agent.paths import ensure_agent_dir, socket_path
+from cotenant.agent.paths import ensure_agent_dir, socket_path, sweep
 from cotenant.agent.protocol import (
     MAX_REQUEST_BYTES,
     Answer,
@@ -115,6 +115,7 @@ class Agent:
             EnvironmentFault: an agent of this node already runs, or the folder can't be used.
         """
         ensure_agent_dir()
+        sweep(self._wall(), besides=self._node_id)
         self._take_lock()
         came_after_another = self.path.exists()
         if came_after_another:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -63,3 +64,21 @@ def test_sockets_are_listed(agents_folder: Path) -> None:
     for name in ("b.sock", "a.sock", "a.sock.lock", "c.start"):
         (agents_folder / name).touch()
     assert [path.name for path in paths.sockets()] == ["a.sock", "b.sock"]
+
+
+def test_what_long_dead_agents_left_is_swept_and_nothing_else(agents_folder: Path) -> None:
+    paths.ensure_agent_dir()
+    nodes = {"dead": "d" * 16, "lives": "1" * 16, "ours": "0" * 16}
+    for node in nodes.values():
+        for name in (f"{node}.sock", f"{node}.sock.lock", f"{node[:12]}-cpu_0.start"):
+            (agents_folder / name).touch()
+        os.utime(agents_folder / f"{node}.sock.lock", (0, 0))
+    (agents_folder / "note").touch()
+    with (agents_folder / f"{nodes['lives']}.sock.lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        paths.sweep(100.0, besides=nodes["ours"])
+        assert len(list(agents_folder.iterdir())) == 10
+        paths.sweep(4000.0, besides=nodes["ours"])
+    left = {path.name for path in agents_folder.iterdir()}
+    assert {name[:12] for name in left} == {"1" * 12, "0" * 12, "note"}
+    assert len(left) == 7
