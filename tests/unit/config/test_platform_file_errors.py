@@ -94,7 +94,8 @@ CASES = {
     ),
     "no kind": (
         workload("{gpu: {vram_gib: 2}}"),
-        "platform.yaml:2: workloads.writer has no kind; say what it serves with one of llm, mockup, image (e.g. mockup: {})",
+        "platform.yaml:2: workloads.writer has no kind; say what it serves with one of llm, mockup, image "
+        "(e.g. mockup: {})",
     ),
     "two kinds": (
         workload("{mockup: {}, llm: {model: m}, gpu: {vram_gib: 2}}"),
