@@ -44,18 +44,20 @@ class WatchedEngine:
     moving: bool = False
     at_work: int = 0
     log: list[str] = field(default_factory=list)
+    misuse: list[str] = field(default_factory=list)
+    """What was done to it that must not be: what it raises then, a tenancy takes for a failed wake."""
 
     async def wake(self) -> None:
-        assert self.tier is not Tier.RESIDENT, "woken while resident"
+        self.require(self.tier is not Tier.RESIDENT, "woken while resident")
         await self._move(Tier.RESIDENT, next(self.wake_s), self.wake_fails)
 
     async def sleep(self, tier: Tier) -> None:
-        assert tier is not Tier.RESIDENT
+        self.require(tier is not Tier.RESIDENT, "told to sleep resident")
         await self._move(tier, next(self.sleep_s), self.sleep_fails)
 
     async def _move(self, tier: Tier, seconds: float, fails: list[BaseException | None]) -> None:
-        assert not self.moving, "two moves at once"
-        assert not self.at_work, "moved while at work"
+        self.require(not self.moving, "two moves at once")
+        self.require(not self.at_work, "moved while at work")
         self.moving = True
         self.on_tier(tier, True)
         try:
@@ -72,15 +74,18 @@ class WatchedEngine:
 
     async def work(self, seconds: float) -> None:
         """What a call does while it has a lease."""
-        assert self.tier is Tier.RESIDENT, "at work while not resident"
-        assert not self.moving, "at work while it moves"
+        self.require(self.tier is Tier.RESIDENT and not self.moving, "at work while not resident")
         self.at_work += 1
         try:
             await asyncio.sleep(seconds)
         finally:
-            assert self.tier is Tier.RESIDENT, "moved while at work"
-            assert not self.moving, "moved while at work"
             self.at_work -= 1
+            self.require(self.tier is Tier.RESIDENT and not self.moving, "moved while at work")
+
+    def require(self, holds: bool, otherwise: str) -> None:
+        if not holds:
+            self.misuse.append(otherwise)
+            raise AssertionError(otherwise)
 
 
 class ScriptedLink:

@@ -79,11 +79,13 @@ class MemoryAgent:
         self._unsent.extend(actions)
         if not self._sending:
             self._sending = True
-            while self._unsent:
-                action = self._unsent.popleft()
-                if action.tenant in self._links:
-                    self._links[action.tenant].tell(action)
-            self._sending = False
+            try:
+                while self._unsent:
+                    action = self._unsent.popleft()
+                    if action.tenant in self._links:
+                        self._links[action.tenant].tell(action)
+            finally:
+                self._sending = False
         self._arm()
 
     def _arm(self) -> None:

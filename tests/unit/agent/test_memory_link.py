@@ -190,6 +190,45 @@ async def test_closing_a_link_fails_the_asks_that_wait_on_it() -> None:
 
 
 @in_virtual_time
+async def test_a_grant_for_one_who_has_left_is_not_heard() -> None:
+    home = agent(delay_s=DELAY_S)
+    a, _ = join(home, "a")
+    waits = ask(a)
+    await asyncio.sleep(1.5 * DELAY_S)
+    assert home.ledger.state("a") is State.AWAKE
+    a.close()
+    with pytest.raises(WorkloadUnavailable):
+        await waits
+    await asyncio.sleep(DELAY_S)
+    assert home.ledger.holdings == {}
+
+
+@in_virtual_time
+async def test_who_answers_a_recall_at_once_is_not_heard_before_the_others_are_told() -> None:
+    home = MemoryAgent(Ledger(10), clock=asyncio.get_running_loop().time)
+    told: list[str] = []
+
+    def a_recalled(wanted_by: str) -> None:
+        told.append(f"a for {wanted_by}")
+        a.slept()
+        gone.close()
+
+    a = home.join(Tenant("a", 3, 0, 0.0), a_recalled)
+    stays = home.join(Tenant("stays", 3, 0, 0.0), lambda wanted_by: told.append(f"stays for {wanted_by}"))
+    gone = home.join(Tenant("gone", 3, 0, 0.0), lambda wanted_by: told.append(f"gone for {wanted_by}"))
+    wide = home.join(Tenant("wide", 10, 0, 0.0), lambda wanted_by: None)
+    for link in (a, stays, gone):
+        await link.ask(INTERACTIVE)
+        link.idle()
+    wants = ask(wide)
+    await settle()
+    assert told == ["a for wide", "stays for wide"], "one that has left is not told"
+    stays.slept()
+    await wants
+    assert home.ledger.holdings == {"a": 0, "stays": 0, "wide": 10}
+
+
+@in_virtual_time
 async def test_a_tenant_that_could_never_wake_is_refused() -> None:
     home = agent()
     with pytest.raises(NoRoom):

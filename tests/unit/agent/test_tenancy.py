@@ -327,6 +327,7 @@ async def test_callers_that_go_while_it_wakes_leave_it_awake_and_idle() -> None:
     assert home.tenancy.tier is Tier.RESIDENT
     assert home.link.said == ["ask interactive", "idle"]
     await asyncio.sleep(1 + SLEEP_S)
+    await settle()
     assert home.link.said == ["ask interactive", "idle", "slept"]
     await home.tenancy.close()
 
@@ -387,6 +388,15 @@ async def test_callers_that_go_while_a_load_awaits_its_turn_spare_the_load() -> 
     await settle()
     assert home.link.said == ["ask interactive", "slept"]
     assert home.engine.log == []
+    async with turn:
+        home.link.grants = False
+        call = home.spawn()
+        await settle()
+        home.link.grant()
+        call.cancel()
+        await settle()
+        assert home.link.said[2:] == ["ask interactive", "slept"], "no turn is waited for in vain"
+    home.link.grants = True
     await home.call()
     await home.tenancy.close()
 

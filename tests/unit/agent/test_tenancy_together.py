@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cotenant.agent.memory_link import MemoryAgent, MemoryLink
+from cotenant.agent.memory_link import MemoryAgent
 from cotenant.agent.tenancy import Tenancy, Wakes
 from cotenant.config.model import Residency
 from cotenant.errors import WorkloadUnavailable
@@ -29,6 +29,7 @@ pytestmark = pytest.mark.unit
 
 MIN_HOLD_S, PATIENCE_S, REMIND_S = 2.0, 8.0, 16.0
 GRID = st.integers(0, 24).map(lambda quarters: quarters / 4)
+RESIDENCIES: tuple[Residency, ...] = ("sleep", "sleep", "on-demand", "on-demand", "always")
 SOON = st.sampled_from([0.0, 0.0, 0.25, 0.5, 1.0, 2.0])
 
 
@@ -85,7 +86,7 @@ class Scenario:
 @st.composite
 def kinds(draw: st.DrawFn, *, failing: bool) -> Kind:
     full = draw(st.integers(1, 12))
-    residency = draw(st.sampled_from(["sleep", "sleep", "on-demand", "on-demand", "always"]))
+    residency = draw(st.sampled_from(RESIDENCIES))
     fails = draw(st.lists(st.booleans(), max_size=4)) if failing else []
     return Kind(
         residency=residency,
@@ -128,9 +129,7 @@ class Member:
     kind: Kind
     engine: WatchedEngine
     tenancy: Tenancy
-    link: MemoryLink
     holds: int = 0
-    served: list[Call] = field(default_factory=list)
     moves: list[Tier] = field(default_factory=list)
 
 
@@ -157,7 +156,7 @@ class Gpu:
         link = self.agent.join(tenant, lambda wanted_by: tenancy.recall())
         terms_ = terms(kind.residency, workload=name, idle_s=kind.idle_s)
         tenancy = Tenancy(terms_, engine, link, turn=self._turn, clock=self.loop.time)
-        member = Member(kind, engine, tenancy, link)
+        member = Member(kind, engine, tenancy)
         engine.on_tier = lambda tier, moving: self._moved(member, tier, moving)
         return member
 
@@ -167,29 +166,30 @@ class Gpu:
             yield
 
     def _moved(self, member: Member, tier: Tier, begins: bool) -> None:
+        require = member.engine.require
         if begins:
-            assert member.tenancy.running == 0, "moved while a call has a lease"
+            require(member.tenancy.running == 0, "moved while a call has a lease")
             if tier is Tier.RESIDENT:
-                assert self.ledger.state(member.tenancy.terms.workload) >= State.AWAKE, "woken without a lease"
-                assert member.engine.tier is not Tier.COLD or self.turn.locked(), "loaded out of turn"
+                require(self.ledger.state(member.tenancy.terms.workload) >= State.AWAKE, "woken without a lease")
+                require(member.engine.tier is not Tier.COLD or self.turn.locked(), "loaded out of turn")
                 member.holds = member.kind.full
         else:
             member.moves.append(tier)
             member.holds = member.kind.full if tier is Tier.RESIDENT else member.kind.floor
-        assert sum(each.holds for each in self.members) <= self.scenario.usable
+        require(sum(each.holds for each in self.members) <= self.scenario.usable, "more is held than there is")
         for each in self.members:
-            assert each.holds <= self.ledger.holdings[each.tenancy.terms.workload], "holds more than its lease"
+            leased = self.ledger.holdings[each.tenancy.terms.workload]
+            require(each.holds <= leased, "holds more than its lease")
 
     async def call(self, call: Call) -> str:
         member = self.members[call.to]
         try:
             async with member.tenancy.lease(call.priority):
-                assert member.tenancy.tier is Tier.RESIDENT
-                assert self.ledger.state(member.tenancy.terms.workload) >= State.AWAKE, "at work without a lease"
+                leased = self.ledger.state(member.tenancy.terms.workload) >= State.AWAKE
+                member.engine.require(leased, "at work without a lease")
                 await member.engine.work(call.seconds)
         except WorkloadUnavailable:
             return "failed"
-        member.served.append(call)
         return "served"
 
     async def later(self, at: float, hops: int, do: Callable[[], object]) -> None:
@@ -205,7 +205,8 @@ class Gpu:
         if call.leaves_after is None:
             return await task
         await self.later(self.loop.time() + call.leaves_after, call.hops, task.cancel)
-        return (await asyncio.gather(task, return_exceptions=True) == ["served"] and "served") or "left"
+        await asyncio.wait([task])
+        return "left" if task.cancelled() else task.result()
 
     async def play(self) -> list[str]:
         """How each call ended, once all is quiet again."""
@@ -226,6 +227,7 @@ class Gpu:
         return ends
 
     def _check_quiet(self, started: list[bool]) -> None:
+        assert [member.engine.misuse for member in self.members] == [[]] * len(self.members)
         assert self.ledger.waiting == ()
         assert self.ledger.recalled == {}
         for member, well in zip(self.members, started, strict=True):
