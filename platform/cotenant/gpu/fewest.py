@@ -94,7 +94,7 @@ def _solved_rounded(groups: Sequence[list[Demand]], counts: Mapping[str, int], p
     ordered = largest_first(rounded.values())
     start, _ = pack(ordered, counts, gpus.kib, None, gpus.gpus_per_node)
     found = _solved(ordered, counts, Packing(start, packed.bound)).gpus
-    if found.in_use >= gpus.in_use or found.nodes_in_use > gpus.nodes_in_use:
+    if found.in_use >= gpus.in_use:
         return packed
     true = {demand.workload: demand for group in groups for demand in group}
     laid = Gpus(gpus.kib, None, gpus.gpus_per_node)
@@ -102,7 +102,7 @@ def _solved_rounded(groups: Sequence[list[Demand]], counts: Mapping[str, int], p
         if held:
             laid.add_filled([(true[name], number) for name, number in held.items()])
     # The bound found for sizes rounded up is none for the true ones.
-    return Packing(laid, packed.bound)
+    return Packing(laid if laid.nodes_in_use <= gpus.nodes_in_use else gpus, packed.bound)
 
 
 def _size(group: Sequence[Demand], counts: Mapping[str, int], kib: int) -> Size:

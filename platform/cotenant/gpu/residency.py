@@ -44,4 +44,5 @@ def floor_gib(workload: Workload, accelerator: str) -> float:
 
 def need(workload: Workload, accelerator: str) -> Need:
     """What a replica takes of a GPU of `accelerator`."""
-    return Need(budget_kib(workload.gpu.gib), budget_kib(floor_gib(workload, accelerator)))
+    full = budget_kib(workload.gpu.gib)
+    return Need(full, full if workload.residency == "always" else budget_kib(floor_gib(workload, accelerator)))

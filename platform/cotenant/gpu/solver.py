@@ -6,7 +6,8 @@ further patterns would help most (a knapsack); those are added, until none helps
 number of times each. Always true of what comes out:
 
 - the bound is proven: prices are taken as whole numbers, and what no pattern's price exceeds is computed exactly, so
-  no rounding inside the solver can make it too high;
+  no rounding inside the solver can make it too high; where there are few enough patterns to list them all, it is
+  what the solver proves over all of them;
 - the answer holds at least as many replicas as asked, and takes no more GPUs than the packing it was given;
 - it is the same for the same input: one thread, a fixed seed, effort counted in steps. (The clock only stops a
   solve that is out of all proportion, `_PATIENCE_S`; the packing given is the answer then.)
@@ -31,7 +32,12 @@ Pattern = tuple[tuple[int, int], ...]
 _UNIT = 10**9
 #: Table cells of all knapsacks together: about half a second of them.
 _KNAPSACK_CELLS = 300_000_000
+#: Branches of the search in whole numbers, over the patterns that helped, and over every pattern there is.
 _BRANCH_NODES = 50
+_BRANCH_NODES_OF_ALL = 500
+#: Every pattern is listed for no more GPUs than this, and in no more steps.
+_SMALL_GPUS = 100
+_MOST_STEPS = 20_000
 _PATIENCE_S = 30.0
 
 
@@ -73,8 +79,41 @@ def fewest_gpus(sizes: Sequence[Size], kib: int, start: Solution) -> Solution:
         bound = max(bound, -(-needed // max(_UNIT, most)))
         if not _add_improving(master, knapsack, pattern, prices):
             break
-    used = master.whole(start, bound) if bound < start.gpus else start.used
-    return Solution(used, bound)
+    if bound >= start.gpus:
+        return Solution(start.used, bound)
+    best, _ = master.whole(Solution(start.used, bound), _BRANCH_NODES)
+    every = _every_pattern(sizes, kib) if bound < best.gpus <= _SMALL_GPUS else None
+    if every is None:
+        return best
+    # Few enough patterns to take all: what the solver then says is the fewest is so.
+    for pattern in every:
+        master.add(pattern)
+    best, least = master.whole(best, _BRANCH_NODES_OF_ALL)
+    return Solution(best.used, max(bound, least))
+
+
+def _every_pattern(sizes: Sequence[Size], kib: int) -> list[Pattern] | None:
+    """All patterns that nothing can be added to, or None if there are too many of them."""
+    found: list[Pattern] = []
+    # Sizes yet to be looked at, what is free, what is held; the most of each first.
+    open_: list[tuple[int, int, int, Pattern]] = [(0, GPU_TICKS, kib, ())]
+    for _ in range(_MOST_STEPS):
+        if not open_:
+            return found
+        i, ticks, free, held = open_.pop()
+        if i == len(sizes):
+            numbers = dict(held)
+            if not any(
+                one.ticks <= ticks and one.kib <= free and numbers.get(row, 0) < one.per_gpu
+                for row, one in enumerate(sizes)
+            ):
+                found.append(held)
+            continue
+        size = sizes[i]
+        for number in range(min(ticks // size.ticks, free // size.kib, size.per_gpu) + 1):
+            more = ((i, number),) if number else ()
+            open_.append((i + 1, ticks - number * size.ticks, free - number * size.kib, held + more))
+    return None
 
 
 def _add_improving(master: _Master, knapsack: _Knapsack, pattern: Pattern, prices: list[int]) -> bool:
@@ -111,6 +150,8 @@ class _Master:
             self.add(pattern)
 
     def add(self, pattern: Pattern) -> None:
+        if pattern in self.patterns:
+            return
         self.patterns[pattern] = None
         rows, numbers = [row for row, _ in pattern], [float(number) for _, number in pattern]
         self._highs.addCol(1.0, 0.0, self._highs.inf, len(rows), rows, numbers)
@@ -120,21 +161,25 @@ class _Master:
         self._highs.run()
         return [max(0, round(dual * _UNIT)) for dual in self._highs.getSolution().row_dual]
 
-    def whole(self, start: Solution, bound: int) -> tuple[tuple[Pattern, int], ...]:
-        """Each pattern a whole number of times: the best found within the limits, `start` if that is no better."""
+    def whole(self, start: Solution, nodes: int) -> tuple[Solution, int]:
+        """Each pattern a whole number of times: the best found within so many branches, `start` if that is no better.
+
+        With it the fewest GPUs that these patterns can do with, as far as the search came.
+        """
         for column in range(len(self.patterns)):
             self._highs.changeColIntegrality(column, self._integer)
-        self._highs.setOptionValue("mip_max_nodes", _BRANCH_NODES)
-        self._highs.setOptionValue("objective_target", bound + 0.5)
+        self._highs.setOptionValue("mip_max_nodes", nodes)
+        self._highs.setOptionValue("objective_target", start.bound + 0.5)
         times = dict(start.used)
         self._known.col_value = [float(times.get(pattern, 0)) for pattern in self.patterns]
         self._highs.setSolution(self._known)
         self._highs.run()
         values = self._highs.getSolution().col_value
-        found = Solution(
-            tuple((p, round(value)) for p, value in zip(self.patterns, values, strict=False) if round(value)), bound
-        )
-        return found.used if found.gpus < start.gpus and self._holds_all(found) else start.used
+        used = tuple((p, round(value)) for p, value in zip(self.patterns, values, strict=False) if round(value))
+        found = Solution(used, start.bound)
+        reached = self._highs.getInfo().mip_dual_bound
+        least = math.ceil(reached - 1e-6) if math.isfinite(reached) else start.bound
+        return found if found.gpus < start.gpus and self._holds_all(found) else start, least
 
     def _holds_all(self, solution: Solution) -> bool:
         held: Counter[int] = Counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 PLATFORM = ROOT / "deployments/platform.yaml"
 
 #: What neither help nor plan may need.
-HEAVY = ("ray", "torch", "vllm", "mitsuba", "google", "fastapi", "numpy", "httpx", "psutil", "obstore")
+HEAVY = ("ray", "torch", "vllm", "mitsuba", "google", "fastapi", "numpy", "httpx", "psutil", "obstore", "highspy")
 
 
 def run(*arguments: str) -> Result:
@@ -47,19 +48,70 @@ def test_plan_as_json_has_what_scripts_need(environment: str) -> None:
     data = json.loads(done.stdout)
     assert data["gpus_needed"] >= data["gpus_needed_at_min"] >= 1
     assert data["monthly_usd"] <= data["monthly_usd_whole_gpus"]
-    assert set(data["workloads"]) == {"mockups", "writer"}
+    assert data["gpus_lower_bound"] <= data["gpus_needed"]
+    assert {"mockups", "writer"} <= set(data["workloads"])
     for workload in data["workloads"].values():
         assert workload["pool"] == "shared"
         assert 0 < workload["num_gpus"] <= 1
+        assert 0 < workload["floor_gib"] <= workload["vram_gib"]
+    for pool in data["pools"].values():
+        assert pool["awake"] <= pool["at_home"]
 
 
-def test_plan_shows_who_lies_on_each_gpu_and_the_cost() -> None:
-    done = run("plan", "-f", str(PLATFORM), "-e", "prod")
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A renderer and an LLM on L4s, and the same where some of it sleeps."""
+    file = tmp_path / "platform.yaml"
+    file.write_text(
+        "workloads:\n"
+        "  mockups: {mockup: {}, gpu: {vram_gib: 1.5}, replicas: {min: 1, max: 16}}\n"
+        "  writer: {llm: {model: m}, gpu: {vram_gib: 12}, replicas: {min: 1, max: 8}}\n"
+        "environments:\n"
+        "  prod: {pools: {shared: {accelerator: nvidia-l4, machine: g2-standard-8, nodes: {min: 1, max: 20}}}}\n"
+        "  local: {pools: {shared: {accelerator: cpu, vram_gib: 16}}, workloads: {writer: {replicas: {max: 1}},\n"
+        "    mockups: {replicas: {max: 1}}}}\n"
+        "  sleepy:\n"
+        "    pools: {cut: {accelerator: nvidia-a100-80gb, machine: a2-ultragpu-1g, mig: 2g.20gb}}\n"
+        "    workloads: {writer: {residency: sleep, gpu: {asleep_gib: 2}, replicas: {max: 3}},\n"
+        "      mockups: {replicas: {max: 2}}}\n"
+        "  awake:\n"
+        "    pools: {shared: {accelerator: nvidia-l4, machine: g2-standard-8}}\n"
+        "    workloads: {writer: {residency: sleep, replicas: {max: 1}}, mockups: {replicas: {max: 1}}}\n"
+    )
+    return file
+
+
+def test_plan_shows_who_lies_on_each_gpu_and_the_cost(shared: Path) -> None:
+    done = run("plan", "-f", str(shared), "-e", "prod")
     assert "prod: 8 GPUs with every replica, 1 at minimum" in done.stdout
     assert "GPU 4-8 x5" in done.stdout
     assert "writer, mockups x6" in done.stdout
     assert "one GPU per replica instead" in done.stdout
     assert "saved by sharing" in done.stdout
+    assert "No fewer than" not in done.stdout, "eight is proven"
+
+
+def test_plan_shows_wake_up_room_and_how_many_more_are_at_home_than_fit(shared: Path) -> None:
+    done = run("plan", "-f", str(shared), "-e", "sleepy")
+    assert "pool cut: nvidia-a100-80gb cut into 2g.20gb, 19 GiB each, up to 1 node" in done.stdout
+    assert re.search(r"GPU 1  WWWWWWWMM..~{13}  1.5 GiB free  writer x3, mockups", done.stdout)
+    words = " ".join(done.stdout.split())
+    assert "~ 10.0 GiB of each are kept free for whichever wakes." in words
+    assert "5 replicas at home, 2 more than fit at once." in words
+    assert "12, 2 asleep" in done.stdout
+
+
+def test_plan_says_when_all_that_sleep_fit_at_once(shared: Path) -> None:
+    done = run("plan", "-f", str(shared), "-e", "awake")
+    assert "2 replicas at home, which all fit at once." in " ".join(done.stdout.split())
+
+
+def test_plan_says_what_no_packing_could_beat_where_it_is_not_proven(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cotenant.gpu.plan.Plan.gpus_lower_bound", property(lambda _: 7))
+    done = run("plan", "-f", str(shared), "-e", "prod")
+    assert "No fewer than 7 GPUs could do, however packed." in done.stdout
 
 
 def test_a_piped_plan_has_no_escape_codes_and_fits_eighty_columns() -> None:
@@ -177,8 +229,8 @@ def test_plan_works_where_ray_and_torch_are_not_installed() -> None:
     assert "GPU 1" in done.stdout
 
 
-def test_a_terminal_without_unicode_gets_the_plan_in_ascii() -> None:
-    program = f"from cotenant.cli import main; main(['plan', '-f', {str(PLATFORM)!r}])"
+def test_a_terminal_without_unicode_gets_the_plan_in_ascii(shared: Path) -> None:
+    program = f"from cotenant.cli import main; main(['plan', '-f', {str(shared)!r}])"
     done = child(program, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
-    assert "WWWWWWWWWWMMM..........." in done.stdout
+    assert "WWWWWWWWWWWWWWWWWWMM...." in done.stdout

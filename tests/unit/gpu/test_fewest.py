@@ -1,4 +1,4 @@
-"""As few GPUs as can be found: never overcommitted, within the bounds, never worse than best fit, and the same again."""
+"""As few GPUs as can be found: never overcommitted, within the bounds, no worse than best fit, the same each time."""
 
 from __future__ import annotations
 
@@ -143,6 +143,25 @@ def test_too_many_sizes_near_the_bound_or_apart_by_node_are_left_to_best_fit(mon
     assert apart.bound <= apart.gpus.in_use
 
 
+def test_every_pattern_is_listed_where_there_are_few() -> None:
+    sizes = [solver.Size(5000, 5, 3, 2), solver.Size(3000, 3, 2, 2)]
+    assert solver._every_pattern(sizes, 10) == [((0, 2),), ((0, 1), (1, 1)), ((1, 2),)]
+    assert solver._every_pattern([solver.Size(10 + i, 1, 99, 99) for i in range(9)], 10_000) is None
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [2650, 2350, 3550, 2500, 4500, 2600],
+        [3850, 2300, 3500, 4600, 2600, 1700],
+        [2800, 5800, 2400, 2800, 2400, 4850, 2600, 3550],
+    ],
+)
+def test_where_the_patterns_that_prices_find_do_not_do_all_are_tried(sizes: list[int]) -> None:
+    packing = lay({f"w{i}": (size, 1) for i, size in enumerate(sizes)})
+    assert packing.gpus.in_use == packing.bound == optimum(sizes)
+
+
 def test_nothing_takes_no_gpu() -> None:
     assert lay({"w": (5000, 0)}).gpus.in_use == 0
 
@@ -192,6 +211,7 @@ def test_the_solver_looks_at_bytes_too() -> None:
 
 def test_an_exhausted_solver_returns_what_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solver, "_KNAPSACK_CELLS", 0)
+    monkeypatch.setattr(solver, "_SMALL_GPUS", 0)
     start = solver.Solution(((((0, 2),), 5),), 4)
     found = solver.fewest_gpus([solver.Size(4000, 1, 10, 2)], 10, start)
     assert found.gpus <= 5

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from cotenant.config import Platform
 from cotenant.errors import PlanError
+from cotenant.gpu.fewest import Packing, fewest
+from cotenant.gpu.packing import Gpus
 from cotenant.gpu.plan import GpuFill, PoolPlan, plan
 
 pytestmark = pytest.mark.unit
@@ -137,8 +139,8 @@ def test_what_of_the_maximum_does_not_fit_is_a_warning_and_the_minimum_keeps_its
         pytest.param(
             {"writer": workload(12, low=3)},
             {"shared": pool(2)},
-            "writer needs 3 x 12 GiB at minimum, but pool shared has room for 2; raise nodes.max of pool shared from 2 to "
-            "3, lower vram_gib of writer to 11, give writer residency: sleep (it then books 0.6 GiB, 11.4 less), or "
+            "writer needs 3 x 12 GiB at minimum, but pool shared has room for 2; raise nodes.max of pool shared from 2 "
+            "to 3, lower vram_gib of writer to 11, give writer residency: sleep (it then books 0.6 GiB, 11.4 less), or "
             "lower replicas.min of writer to 2",
             id="not all of the minimum fits",
         ),
@@ -153,7 +155,7 @@ def test_what_of_the_maximum_does_not_fit_is_a_warning_and_the_minimum_keeps_its
             {"painter": workload(20, residency="sleep"), "writer": workload(5)},
             {"shared": pool(9), "small": pool(vram_gib=4)},
             "writer needs 5 GiB at minimum, but pool shared keeps 19.4 of 22.0 GiB free so that painter can wake, and "
-            "2.6 can be booked, and the nvidia-l4 of pool small has 4 GiB; lower vram_gib of writer to 1.9, or give "
+            "2.6 can be booked, and the nvidia-l4 of pool small has 4 GiB; lower vram_gib of writer to 2.6, or give "
             "writer residency: sleep (it then books 0.6 GiB, 4.4 less)",
             id="wake-up room takes what it would book",
         ),
@@ -254,7 +256,7 @@ def test_what_sleeps_books_what_it_holds_asleep_and_the_gpu_keeps_room_for_it_to
     )
     planned = made.pools["shared"]
     assert (planned.wake_gib, made.gpus_needed) == (10.0, 1)
-    assert made.workloads["painter"].num_gpus == 0.1667, "2 of 22 - 10 GiB"
+    assert made.workloads["painter"].num_gpus == 0.1666, "2 of 22 - 10 GiB; six fit"
     assert made.workloads["writer"].num_gpus == 0.5
     assert made.workloads["painter"].terms.floor_gib == 2
     assert made.workloads["writer"].terms.floor_gib == 6
@@ -302,7 +304,7 @@ def test_sleeping_with_as_much_as_awake_is_a_warning() -> None:
 
 
 def test_wake_up_room_that_costs_more_gpus_than_it_saves_is_a_warning() -> None:
-    made = plan(platform({"w": workload(10, low=4), "painter": workload(12, residency="sleep")}, shared=pool(9)))
+    made = plan(platform({"w": workload(9, low=4), "painter": workload(12, residency="sleep")}, shared=pool(9)))
     assert made.gpus_needed == 4
     assert made.warnings == (
         "pool shared needs 4 GPUs, since each keeps 11.4 GiB free so that painter can wake; were nothing to sleep, 3 "
@@ -337,10 +339,10 @@ def test_every_mig_slice_is_a_gpu_of_its_own() -> None:
     assert made.workloads["w"].terms.accelerator == "nvidia-tesla-a100"
 
 
-def test_a_slice_is_cheaper_than_the_gpu_it_is_cut_from() -> None:
-    made = plan(platform({"w": workload(4)}, whole=a100(), cut=a100(mig="1g.10gb")))
-    assert made.workloads["w"].pool == "cut"
-    assert plan(platform({"w": workload(4)}, cut=a100(mig="1g.10gb", vram_gib=6))).pools["cut"].usable_gib == 6
+def test_a_pools_own_figure_is_that_of_a_slice() -> None:
+    made = plan(platform({"w": workload(4)}, cut=a100(mig="1g.10gb", vram_gib=6)))
+    assert made.pools["cut"].usable_gib == 6
+    assert made.workloads["w"].num_gpus == 0.6667
 
 
 def test_replicas_are_kept_apart_by_node() -> None:
@@ -363,6 +365,40 @@ def test_a_minimum_that_only_fits_packed_afresh_is_not_refused() -> None:
              "fifth": workload(4.4, low=2)}  # fmt: skip
     made = plan(platform(sizes, shared=pool(3)))
     assert (made.gpus_needed, made.gpus_lower_bound, made.is_fewest) == (3, 3, True)
+
+
+def loosely(most_gpus: int) -> Any:
+    """A packer that is careless with up to `most_gpus` replicas: one GPU for each."""
+
+    def pack_loosely(demands: Any, counts: Any, kib: int, gpus_per_node: int) -> Packing:
+        if sum(counts.values()) > most_gpus:
+            return fewest(demands, counts, kib, gpus_per_node)
+        gpus = Gpus(kib, None, gpus_per_node)
+        for demand in demands:
+            for _ in range(counts[demand.workload]):
+                gpus.add_filled([(demand, 1)])
+        return Packing(gpus, 1)
+
+    return pack_loosely
+
+
+def test_the_minimum_never_takes_more_than_the_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cotenant.gpu.plan.fewest", loosely(4))
+    made = plan(platform({"a": workload(5, 2, 3), "b": workload(4, 2, 3)}, shared=pool(9)))
+    assert made.gpus_needed_at_min == made.gpus_needed == 2
+    for gpu in made.pools["shared"].gpus_at_min:
+        assert_holds(gpu, made.pools["shared"], made.workloads)
+    placed = sum((Counter(gpu.replicas) for gpu in made.pools["shared"].gpus_at_min), Counter[str]())
+    assert placed == {"a": 2, "b": 2}
+
+
+def test_the_minimum_stays_where_it_was_placed_if_packing_it_again_takes_more_nodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cotenant.gpu.plan.fewest", loosely(4))
+    made = plan(platform({"a": workload(5, 2), "b": workload(4, 2)}))
+    assert [gpu.replicas for gpu in made.pools["shared"].gpus_at_min] == [{"a": 2, "b": 2}]
+    assert made.workloads["a"].placed_max == 2
 
 
 def test_only_the_first_refusals_are_explained_in_full() -> None:
@@ -434,7 +470,7 @@ def test_a_plan_never_overcommits_and_places_all_it_says(
 
 
 def assert_holds(gpu: GpuFill, planned: PoolPlan, bookings: Any) -> None:
-    """Shares are within one GPU, and whoever sleeps on it, or anywhere in the pool, would find its room to wake here."""
+    """Shares are within one GPU, and whoever sleeps anywhere in the pool would find its room to wake here."""
     shares = sum(round(bookings[name].num_gpus * 10_000) * count for name, count in gpu.replicas.items())
     floors_gib = sum(bookings[name].terms.floor_gib * count for name, count in gpu.replicas.items())
     wakes_gib = [b.vram_gib - b.terms.floor_gib for b in bookings.values() if b.pool == planned.name]
@@ -448,7 +484,7 @@ def assert_holds(gpu: GpuFill, planned: PoolPlan, bookings: Any) -> None:
 @settings(max_examples=100, deadline=None)
 @given(WORKLOADS, st.randoms(use_true_random=False))
 def test_any_placement_that_rays_shares_allow_leaves_room_to_wake(workloads: dict[str, Any], chance: Any) -> None:
-    """Ray puts replicas where their shares fit, whatever the plan says: thrown on GPUs at random, they still can wake."""
+    """Ray puts replicas where their shares fit, whatever the plan says: laid at random, they still can wake."""
     try:
         made = plan(platform(workloads, shared=pool(200)))
     except PlanError:
@@ -459,7 +495,10 @@ def test_any_placement_that_rays_shares_allow_leaves_room_to_wake(workloads: dic
     for booking in replicas:
         ticks = round(booking.num_gpus * 10_000)
         fitting = [gpu for gpu in gpus if ticks + sum(round(b.num_gpus * 10_000) for b in gpu) <= 10_000]
-        (chance.choice(fitting) if fitting else gpus.append(gpu := []) or gpu).append(booking)
+        if fitting:
+            chance.choice(fitting).append(booking)
+        else:
+            gpus.append([booking])
     for gpu in gpus:
         held_gib = sum(booking.terms.floor_gib for booking in gpu)
         waking_gib = max(booking.vram_gib - booking.terms.floor_gib for booking in gpu)
