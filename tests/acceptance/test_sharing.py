@@ -217,3 +217,22 @@ def test_memory_stays_flat_over_sleeps_and_wakes(up: Shell, url: str, client: Op
     later = swap(20)
     for name, mib in later.items():
         assert mib <= settled[name] * 1.15 + 40, (settled, later)
+
+
+def test_top_shows_the_whole_cluster_too_and_the_metrics_tell_the_same(up: Shell) -> None:
+    address = up.state().ray_address
+    assert address is not None
+    (agent,) = json.loads(up.command("top", "--address", address, "--json", timeout_s=90).stdout)["agents"]
+    assert {row["workload"] for row in agent["gpus"][0]["replicas"]} == {"writer", "mugs", "painter"}
+    nobody = up.command("top", "--address", "127.0.0.1:1", check=False, timeout_s=60)
+    assert (nobody.returncode, nobody.stdout) == (1, "")
+    assert "nothing answers at 127.0.0.1:1" in nobody.stderr
+    metrics_url = up.state().metrics_url
+    assert metrics_url is not None
+    lines = eventually(
+        lambda: [
+            line for line in httpx.get(metrics_url, trust_env=False).text.splitlines()
+            if line.startswith("ray_cotenant_gpu_memory_budget_mib{")
+        ]
+    )  # fmt: skip
+    assert {line.split('workload="')[1].split('"')[0] for line in lines} == {"writer", "mugs", "painter"}

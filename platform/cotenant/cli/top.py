@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 
 import click
@@ -28,6 +29,7 @@ def top(once: bool, as_json: bool, address: str | None, interval_s: float) -> No
         found = _require()
     try:
         if not as_json:
+            once = once or not sys.stdout.isatty()  # nobody watches a pipe live
             from cotenant.cli.top_view import live, show  # noqa: PLC0415 - `--json` and errors do without rich
 
             if once:

@@ -171,6 +171,12 @@ class GpuBudget(Model):
         None, description="What a replica still holds while asleep, in GiB (default: by its engine)."
     )
 
+    @model_validator(mode="after")
+    def _asleep_is_less(self) -> Self:
+        if self.asleep_gib is not None and self.vram_gib != "auto" and self.asleep_gib > self.gib:
+            raise ValueError(f"has asleep_gib {self.asleep_gib:g} above vram_gib {self.gib:g}; lower asleep_gib")
+        return self
+
     @property
     def gib(self) -> float:
         """The budget as a number. Only for a platform whose `auto` budgets were filled in."""
@@ -404,6 +410,20 @@ class Platform(Model):
         if len(front) > 1:
             both = " and ".join(front)
             raise Misplaced(f"{both} have no accelerator; the front doors take one such pool, drop the others", "pools")
+        return self
+
+    @model_validator(mode="after")
+    def _quantization_has_a_gpu(self) -> Self:
+        for name, workload in self.workloads.items():
+            if workload.image is None or workload.image.quantization == "none":
+                continue
+            pools = workload.pools or [pool for pool, spec in self.pools.items() if spec.holds_workloads]
+            if all(self.pools[pool].accelerator == "cpu" for pool in pools):
+                raise Misplaced(
+                    f"is {workload.image.quantization}, which needs a GPU, and the workload may only run in "
+                    f"{', '.join(pools)} (cpu); set quantization: none there",
+                    "workloads", name, "image", "quantization",
+                )  # fmt: skip
         return self
 
     @model_validator(mode="after")

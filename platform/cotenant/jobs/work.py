@@ -177,8 +177,9 @@ class Steps:
         call = Call(
             url=job.url,
             body=body,
-            # Pictures as they are: base64 inside JSON would have to be undone to store them.
-            accept=JSON_TYPE if served.kind == "llm" else "image/*",
+            # Mockups as they are: base64 inside JSON would have to be undone to store them. The image routes answer
+            # in OpenAI's form, as its batches do.
+            accept="image/*" if served.kind == "mockup" else JSON_TYPE,
             request_id=job.identity.job_id,
             tenant=job.identity.tenant,
             deadline_s=served.deadline_s,

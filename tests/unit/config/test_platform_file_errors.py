@@ -54,6 +54,15 @@ CASES = {
         "workloads:\n  m:\n    mockup: {}\n    gpu: {vram_gib: 1}\n    gpu: {vram_gib: 2}\n" + LOCAL,
         "platform.yaml:5: workloads.m.gpu is given twice (first on line 4); keep one",
     ),
+    "asleep above the budget": (
+        workload("{mockup: {}, gpu: {vram_gib: 1.5, asleep_gib: 3}}"),
+        "platform.yaml:3: workloads.writer.gpu has asleep_gib 3 above vram_gib 1.5; lower asleep_gib",
+    ),
+    "quantised without a GPU": (
+        workload("{image: {model: m, quantization: 4bit}, gpu: {vram_gib: 2}}"),
+        "platform.yaml:3: workloads.writer.image.quantization is 4bit, which needs a GPU, and the workload may only "
+        "run in shared (cpu); set quantization: none there",
+    ),
     "number with a unit": (
         workload("{mockup: {}, gpu: {vram_gib: 5GB}}"),
         "platform.yaml:3: workloads.writer.gpu.vram_gib takes a number of GiB, without unit or quotes; "

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
+from pathlib import Path
 from typing import Any
 
 from cotenant.agent.snapshot import Snapshot
+from cotenant.cli.machine import ray_node
+from cotenant.cli.machine.state import RunState
 from cotenant.errors import EnvironmentFault
 
 #: How `deployments.agent` names the actors, and the namespace that they are in.
 AGENT_PREFIX, AGENT_NAMESPACE = "gpu-agent-", "cotenant"
 _ANSWER_S = 10.0
+_CONNECT_S = 3.0
 
 
 def agents_of(address: str) -> list[Snapshot]:
@@ -21,13 +26,16 @@ def agents_of(address: str) -> list[Snapshot]:
     Raises:
         EnvironmentFault: there is no such cluster to join, or it has no agent.
     """
-    import ray  # noqa: PLC0415 - seconds of imports that a look at this machine does without
+    address = _prepare(address)
+    import ray  # noqa: PLC0415 - seconds of imports, and it reads the environment as it is imported
 
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         ray.init(address=address, namespace=AGENT_NAMESPACE, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise EnvironmentFault(f"can't join the Ray at {address}: {str(error).splitlines()[0]}") from None
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise EnvironmentFault(
+            f"can't join the Ray at {address}: {str(error).strip().splitlines()[0]}; where it wants a token, set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+        ) from None
     try:
         named: list[dict[str, Any]] = ray.util.list_named_actors(all_namespaces=True)
         names = sorted(
@@ -41,3 +49,28 @@ def agents_of(address: str) -> list[Snapshot]:
     if not found:
         raise EnvironmentFault(f"the Ray at {address} has no GPU agent that answers; none of its replicas runs?")
     return found
+
+
+def _prepare(address: str) -> str:
+    """The address to join, once it is known that somebody listens there. For a Ray that `up` started also its token.
+
+    Raises:
+        EnvironmentFault: nobody does.
+    """
+    for state in RunState.all():
+        if state.ray_address is not None and address in (state.ray_address, "auto") and state.ray is not None:
+            if state.ray.find() is None or state.token_file is None:
+                continue
+            for name, value in ray_node.ray_environment(Path(state.token_file)).items():
+                os.environ.setdefault(name, value)
+            return state.ray_address
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+        except OSError as error:
+            raise EnvironmentFault(
+                f"nothing answers at {address} ({error.strerror or error}); give the address of a Ray's GCS, which "
+                "`cotenant up` prints"
+            ) from None
+    return address

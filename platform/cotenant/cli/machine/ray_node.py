@@ -58,10 +58,11 @@ class NodeSpec:
 
 @dataclass(frozen=True)
 class RayNode:
-    """A running Ray: its GCS address, its dashboard's base URL, the token file and the owning process."""
+    """A running Ray: its GCS address, its dashboard's base URL, its metrics' URL, the token file, its first process."""
 
     address: str
     dashboard: str
+    metrics: str
     token_file: Path
     directory: Path
     process: ProcessRef
@@ -88,7 +89,7 @@ def start(spec: NodeSpec, environment: Mapping[str, str], on_wait: Callable[[flo
     # Unix sockets have short names (107 bytes), so the session folder cannot live under a long home.
     directory = Path(tempfile.mkdtemp(prefix="cotenant-ray-"))
     token = token_file()
-    gcs_port, dashboard_port, client_port, agent_port = _free_ports(4)
+    gcs_port, dashboard_port, client_port, agent_port, metrics_port = _free_ports(5)
     command = [
         sys.executable,
         "-c",
@@ -102,6 +103,7 @@ def start(spec: NodeSpec, environment: Mapping[str, str], on_wait: Callable[[flo
         f"--dashboard-port={dashboard_port}",
         f"--ray-client-server-port={client_port}",
         f"--dashboard-agent-listen-port={agent_port}",
+        f"--metrics-export-port={metrics_port}",
         f"--min-worker-port={WORKER_PORTS[0]}",
         f"--max-worker-port={WORKER_PORTS[1]}",
         f"--num-cpus={spec.num_cpus}",
@@ -124,6 +126,7 @@ def start(spec: NodeSpec, environment: Mapping[str, str], on_wait: Callable[[flo
     node = RayNode(
         address=f"127.0.0.1:{gcs_port}",
         dashboard=f"http://127.0.0.1:{dashboard_port}",
+        metrics=f"http://127.0.0.1:{metrics_port}/metrics",
         token_file=token,
         directory=directory,
         process=ProcessRef.of(process.pid),

@@ -44,7 +44,8 @@ class RunState:
 
     `ray` and `emulator` are None when `up` joined or was given a running one. `dashboard` is the base URL of
     Ray's dashboard, `token_file` holds the token it wants, `store` is the absolute job store. `keys_digest` tells
-    whether the API keys in the environment are still those that Ray's processes were started with.
+    whether the API keys in the environment are still those that Ray's processes were started with. `metrics_url` is
+    where Ray's metrics are, for Prometheus.
     """
 
     platform: str
@@ -59,6 +60,13 @@ class RunState:
     store: str | None
     gateway_url: str
     keys_digest: str | None = None
+    metrics_url: str | None = None
+
+    @classmethod
+    def all(cls) -> list[RunState]:
+        """The records of all platforms of this user on this machine."""
+        found = (cls.load(path.stem) for path in sorted((home() / "run").glob("*.json")))
+        return [state for state in found if state is not None]
 
     @classmethod
     def path(cls, platform: str) -> Path:
