@@ -8,7 +8,6 @@ it ends by itself, so that a Ray that was only borrowed is left as it was.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from typing import Any
@@ -63,7 +62,8 @@ async def ensure_agent(node_id: str, terms: Terms) -> None:
     try:
         await asyncio.wait_for(actor.ready.remote(), _START_S)
     except (asyncio.TimeoutError, ray.exceptions.RayError) as error:
-        raise EnvironmentFault(f"the GPU agent of node {node_id[:12]} did not start: {error}") from error
+        why = getattr(error, "cause", None) or error or "it gave no sign of life"
+        raise EnvironmentFault(f"the GPU agent of node {node_id[:12]} did not start: {why}") from error
 
 
 class GpuAgent:
@@ -80,7 +80,10 @@ class GpuAgent:
         self._starting = asyncio.get_running_loop().create_task(self._start())
 
     async def ready(self) -> None:
-        """Return when the agent listens. Raises EnvironmentFault if it can't."""
+        """Return when the agent listens. Raises EnvironmentFault if it can't; who asks again has it tried again."""
+        self._used_at = time.monotonic()
+        if self._starting.done() and (self._starting.cancelled() or self._starting.exception() is not None):
+            self._starting = asyncio.get_running_loop().create_task(self._start())
         await asyncio.shield(self._starting)
 
     async def snapshot(self) -> dict[str, Any]:
@@ -123,8 +126,8 @@ class GpuAgent:
 
     async def _end(self) -> None:
         await (await self._starting).close()
-        with contextlib.suppress(SystemExit):
-            ray.actor.exit_actor()
+        # exit_actor works from within a call of the actor only; this is a task of its own.
+        ray.kill(ray.get_actor(name_of(self._node_id), namespace=AGENT_NAMESPACE), no_restart=True)
 
 
 class _Published:

@@ -39,8 +39,7 @@ class Replica:
         self._share = await Share.join(args.terms, self._engine, gpu=own_gpu())
 
     async def call(self, call: Call) -> Reply:
-        async with self._share.lease(call):
-            return await self._engine.call(call)
+        return await self._engine.call(call, lambda: self._share.lease(call))
 
     async def check_health(self) -> None:
         """Raises when the replica can't go on, so that Serve replaces it."""

@@ -81,4 +81,8 @@ async def start(config: dict[str, Any], names: Sequence[str]) -> tuple[Server, A
         llm_config.get_or_create_callback().ctx.run_init_node = False
     server = Server.sync_init(llm_config, engine_cls=type("Engine", (Engine,), {"names": tuple(names)}))
     await server.start()
-    return server, await server.engine.build_asgi_app()
+    try:
+        return server, await server.engine.build_asgi_app()
+    except BaseException:
+        await server.stop()
+        raise

@@ -31,7 +31,7 @@ class WorkerExtension:
         import torch  # noqa: PLC0415 - the worker has it loaded
 
         reserved = torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
-        return {"pid": os.getpid(), "reserved_bytes": int(reserved)}
+        return {"pid": os.getpid(), "reserved_bytes": max(0, int(reserved) - _unmapped_bytes())}
 
     def cotenant_host_sleep(self) -> None:
         """Drop the model and give back the KV cache's pages. Only while nothing is scheduled."""
@@ -65,6 +65,16 @@ class WorkerExtension:
         self._cotenant_layers = {}
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _unmapped_bytes() -> int:
+    """What vLLM's sleep mode took from under torch's allocator, which goes on counting it as reserved."""
+    from vllm.device_allocator.cumem import CuMemAllocator  # noqa: PLC0415 - the worker has it loaded
+
+    allocator = CuMemAllocator.instance
+    if allocator is None:
+        return 0
+    return sum(int(data.handle[1]) for data in allocator.pointer_to_data.values() if data.is_asleep)
 
 
 def _give_back_pages(tensor: Any) -> None:

@@ -39,10 +39,7 @@ class Replica:
         self._share = await Share.join(parsed.terms, self._engine, gpu=own_gpu())
 
     async def call(self, call: Call) -> Reply:
-        if call.method == "GET":  # what templates there are: no work for the GPU, and no reason to wake it
-            return await self._engine.call(call)
-        async with self._share.lease(call):
-            return await self._engine.call(call)
+        return await self._engine.call(call, lambda: self._share.lease(call))
 
     async def check_health(self) -> None:
         """Raises when the replica can't go on, so that Serve replaces it."""

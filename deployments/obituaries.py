@@ -30,9 +30,13 @@ def write(obituary: Obituary) -> None:
 
 
 def find(actor_id: str) -> str | None:
-    """Why the agent stopped that actor; None if it did not. Blocks on the cluster's store."""
+    """Why the agent stopped that actor past its budget; None if it did not. Blocks on the cluster's store.
+
+    One stopped for what it kept asleep was not stopped for its calls: those may be sent again.
+    """
     kept = internal_kv._internal_kv_get(_key(actor_id), namespace=_NAMESPACE)
-    return None if kept is None else str(json.loads(kept)["text"])
+    said = None if kept is None else json.loads(kept)
+    return str(said["text"]) if said is not None and said["past_budget"] else None
 
 
 def _key(actor_id: str) -> bytes:

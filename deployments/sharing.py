@@ -124,7 +124,11 @@ class Share:
             await asyncio.sleep(_MISSED_S)
             if not self._link.connected:
                 event(LOG, "agent_missed", level=logging.WARNING, workload=self._terms.workload)
-                await ensure_agent(self._node_id, self._terms)
+                try:
+                    await ensure_agent(self._node_id, self._terms)
+                except Exception as error:
+                    # Whatever it is, the next try may go well, and nobody else looks after this node.
+                    event(LOG, "agent_missing", level=logging.ERROR, workload=self._terms.workload, error=error)
 
 
 def own_gpu() -> str | None:

@@ -44,6 +44,8 @@ RETRY_S = 0.5
 _FIRST_RETRY_S = 0.05
 #: After a refusal: what was wrong (a budget, a GPU) may have changed by then.
 _REFUSED_RETRY_S = 5.0
+#: A refusal that may pass by itself (a replica that is being replaced holds its place to its end) fails no wish before.
+_PASSING_S, _PASSING_RETRY_S = 120.0, 1.0
 _CLOSED = "the line to the GPU agent was closed"
 
 
@@ -124,6 +126,7 @@ class AgentLink:
         self._spoke = True
         """Whether it was said, since the grant, if there is work."""
         self._refusal: str | None = None
+        self._refused_since: float | None = None
         self._main: asyncio.Task[None] | None = None
 
     @property
@@ -239,7 +242,7 @@ class AgentLink:
                 try:
                     while True:
                         self._hear(await reader.readuntil(b"\n"))
-                        if self._refusal is None:
+                        if self._refused_since is None:
                             pause_s = _FIRST_RETRY_S
                 finally:
                     figures.cancel()
@@ -250,6 +253,8 @@ class AgentLink:
                 if self._writer is not None:
                     self._writer.close()
                     self._writer = None
+            if self._refusal is None and self._refused_since is not None:
+                pause_s = _PASSING_RETRY_S
             await asyncio.sleep(_REFUSED_RETRY_S if self._refusal else pause_s)
             pause_s = min(RETRY_S, 2 * pause_s)
 
@@ -284,7 +289,7 @@ class AgentLink:
         first = not self._welcomed.is_set()
         self._gpu = answer.gpu or self._gpu
         self._interval_s = answer.interval_s
-        self._refusal = None
+        self._refusal, self._refused_since = None, None
         self._welcomed.set()
         if first:
             self._tell_figures()
@@ -294,12 +299,22 @@ class AgentLink:
 
     def _refused(self, error: Error) -> None:
         _LOG.error("the GPU agent refuses %s's %s: %s", self._terms.workload, error.about or "line", error.message)
+        if error.final and self._may_pass(error):
+            if self._writer is not None:
+                self._writer.close()
+            return
         if error.final:
             self._refusal = error.message
             if self._writer is not None:
                 self._writer.close()
         if error.final or error.about == "ask":
             self._fail_wishes(error.message)
+
+    def _may_pass(self, error: Error) -> bool:
+        now = self._loop.time()
+        if self._refused_since is None:
+            self._refused_since = now
+        return error.passing and now - self._refused_since < _PASSING_S
 
     def _ask(self, wish: _Wish) -> None:
         if wish.granted.done():

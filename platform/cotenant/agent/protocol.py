@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from cotenant.agent.snapshot import Snapshot
 from cotenant.gpu.terms import Priority, Terms, Tier
@@ -43,12 +43,17 @@ class Identity(_Message):
 Pids = Annotated[tuple[int, ...], Field(max_length=256)]
 
 
+def _known(said: object) -> object:
+    """Terms as said, less what a newer version added: `Terms` itself is strict."""
+    return {key: value for key, value in said.items() if key in Terms.model_fields} if isinstance(said, dict) else said
+
+
 class Hello(_Message):
     """First frame of a replica. Said again, with what it holds by then, to an agent that came anew."""
 
     type: Literal["hello"] = "hello"
     version: int = VERSION
-    terms: Terms
+    terms: Annotated[Terms, BeforeValidator(_known)]
     identity: Identity
     gpu: str | None = Field(None, description="UUID (or its start) or index of its GPU; None if it does not know.")
     tier: Tier = Tier.COLD
@@ -133,6 +138,7 @@ class Error(_Message):
     type: Literal["error"] = "error"
     message: str
     about: str = Field("", description="The type of the frame it answers.")
+    passing: bool = Field(False, description="It may pass by itself: others come, go and are replaced.")
     final: bool = False
 
 

@@ -44,7 +44,7 @@ from cotenant.agent.protocol import (
 )
 from cotenant.agent.reading import Reading, read
 from cotenant.agent.snapshot import Snapshot
-from cotenant.errors import CotenantError, EnvironmentFault
+from cotenant.errors import CotenantError, EnvironmentFault, NoRoom
 from cotenant.gpu.probe import GpuProbe, Processes
 
 _LOG = logging.getLogger("cotenant.agent")
@@ -117,6 +117,15 @@ class Agent:
         ensure_agent_dir()
         sweep(self._wall(), besides=self._node_id)
         self._take_lock()
+        try:
+            await self._listen()
+        except BaseException:
+            assert self._lock is not None
+            os.close(self._lock)
+            self._lock = None
+            raise
+
+    async def _listen(self) -> None:
         came_after_another = self.path.exists()
         if came_after_another:
             self.path.unlink()
@@ -293,7 +302,8 @@ class Agent:
             self._node.hello(hello, pid, self._clock())
         except CotenantError as error:
             self._node.note("refused", f"{hello.terms.workload}: {error}")
-            self._send(writer, Error(message=str(error), about="hello", final=True))
+            passing = isinstance(error, NoRoom)
+            self._send(writer, Error(message=str(error), about="hello", final=True, passing=passing))
             return None
         self._writers[said] = writer
         if before is not None:

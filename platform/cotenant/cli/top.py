@@ -29,7 +29,7 @@ def top(once: bool, as_json: bool, address: str | None, interval_s: float) -> No
         found = _require()
     try:
         if not as_json:
-            once = once or not sys.stdout.isatty()  # nobody watches a pipe live
+            once = once or not _watched()
             from cotenant.cli.top_view import live, show  # noqa: PLC0415 - `--json` and errors do without rich
 
             if once:
@@ -60,3 +60,8 @@ def _require() -> list[Snapshot]:
             "start one with cotenant up, or set COTENANT_AGENT_DIR as it was there"
         )
     return found
+
+
+def _watched() -> bool:
+    """Whether somebody looks on: a pipe gets it once."""
+    return sys.stdout.isatty()

@@ -30,9 +30,10 @@ from cotenant.errors import (
 class Outcome(str, enum.Enum):
     """What became of one delivery, or of one step of it.
 
-    REFUSED is the engine's 4xx; IN_PROGRESS another delivery of the same job at work here; CROWDED_OUT a job of a
-    workload that is not ready, where enough of its kind are held already; CRASHED an error nobody foresaw; BURIED
-    a message whose dead letter is published.
+    REFUSED is the engine's 4xx; OVER_BUDGET a job whose replica was stopped for holding too much memory: it may have
+    died of another's call, so it gets one more chance, and no third; IN_PROGRESS another delivery of the same job at
+    work here; CROWDED_OUT a job of a workload that is not ready, where enough of its kind are held already; CRASHED
+    an error nobody foresaw; BURIED a message whose dead letter is published.
     """
 
     DONE = "done"
@@ -44,6 +45,7 @@ class Outcome(str, enum.Enum):
     UNKNOWN_WORKLOAD = "unknown_workload"
     ENGINE_ERROR = "engine_error"
     REPLICA_DIED = "replica_died"
+    OVER_BUDGET = "over_budget"
     DEADLINE = "deadline"
     CRASHED = "crashed"
     OVERLOAD = "overload"
@@ -77,6 +79,8 @@ class Rule:
     attempt: bool = False
     delay_s: float = 0.0
     """First delay of HOLD and RETRY; doubled at each further try up to the action's `MAX_DELAY_S`."""
+    most_attempts: int | None = None
+    """Attempts at the most, where fewer than the platform allows."""
 
 
 MAX_DELAY_S: Mapping[Action, float] = {Action.HOLD: 15.0, Action.RETRY: 300.0}
@@ -91,6 +95,7 @@ TABLE: Mapping[Outcome, Rule] = {
     Outcome.STORE_DOWN: Rule(Action.HOLD, delay_s=0.5),
     Outcome.SOURCE_DOWN: Rule(Action.HOLD, delay_s=0.5),
     Outcome.REPLICA_DIED: Rule(Action.RETRY, attempt=True),
+    Outcome.OVER_BUDGET: Rule(Action.RETRY, attempt=True, delay_s=1.0, most_attempts=2),
     Outcome.ENGINE_ERROR: Rule(Action.RETRY, attempt=True, delay_s=1.0),
     Outcome.DEADLINE: Rule(Action.RETRY, attempt=True, delay_s=1.0),
     Outcome.CRASHED: Rule(Action.RETRY, attempt=True, delay_s=1.0),
@@ -122,7 +127,7 @@ def settle(outcome: Outcome, *, attempt: int, max_attempts: int, holds: int = 0)
         holds: how often in a row this delivery was already held.
     """
     rule = TABLE[outcome]
-    if rule.attempt and attempt >= max_attempts:
+    if rule.attempt and attempt >= min(max_attempts, rule.most_attempts or max_attempts):
         return Settlement(Outcome.EXHAUSTED, Action.DEAD_LETTER)
     tries = attempt - 1 if rule.action is Action.RETRY else holds
     delay_s = min(rule.delay_s * 2 ** min(tries, 16), MAX_DELAY_S.get(rule.action, 0.0))
@@ -137,7 +142,7 @@ def of_reply(reply: Reply) -> Outcome:
         return Outcome.OVERLOAD
     if reply.status in (408, 504):
         return Outcome.DEADLINE
-    if 400 <= reply.status < 500:
+    if 400 <= reply.status < 500 or reply.status == 507:  # 507: the engine's own refusal of what is too large for it
         return Outcome.REFUSED
     return Outcome.ENGINE_ERROR
 
@@ -149,7 +154,7 @@ _OF_ERROR: tuple[tuple[type[Exception], Outcome], ...] = (
     (Overloaded, Outcome.OVERLOAD),
     (DeadlineExceeded, Outcome.DEADLINE),
     (ReplicaDied, Outcome.REPLICA_DIED),
-    (BudgetExceeded, Outcome.ENGINE_ERROR),
+    (BudgetExceeded, Outcome.OVER_BUDGET),
     (WorkloadUnavailable, Outcome.ENGINE_ERROR),
     (StoreUnavailable, Outcome.STORE_DOWN),
     (SourceUnavailable, Outcome.SOURCE_DOWN),

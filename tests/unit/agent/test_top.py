@@ -121,11 +121,19 @@ def test_it_goes_on_until_it_is_interrupted(flags: list[str], monkeypatch: pytes
             raise KeyboardInterrupt
 
     monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr("cotenant.cli.top._watched", lambda: True)
     result = CliRunner().invoke(main, ["top", "--interval", "0.5", *flags])
     assert result.exit_code == 0
     assert sleeps == [0.5] * 3
     if flags:
         assert len(result.output.splitlines()) == 3
+
+
+@pytest.mark.usefixtures("agent")
+def test_a_pipe_gets_it_once() -> None:
+    result = CliRunner().invoke(main, ["top"])
+    assert result.exit_code == 0
+    assert "writer" in result.output
 
 
 def test_an_agent_that_goes_away_is_waited_for_and_then_missed(

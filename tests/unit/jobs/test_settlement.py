@@ -32,6 +32,7 @@ def test_every_outcome_has_its_row() -> None:
         (Outcome.IN_PROGRESS, Action.HOLD),
         (Outcome.ENGINE_ERROR, Action.RETRY),
         (Outcome.REPLICA_DIED, Action.RETRY),
+        (Outcome.OVER_BUDGET, Action.RETRY),
         (Outcome.DEADLINE, Action.RETRY),
         (Outcome.CRASHED, Action.RETRY),
         (Outcome.HANDED_BACK, Action.RETRY),
@@ -44,8 +45,9 @@ def test_a_first_delivery_ends_by_the_table(outcome: Outcome, action: Action) ->
 
 @pytest.mark.parametrize("outcome", [o for o in Outcome if TABLE[o].attempt])
 def test_what_keeps_failing_is_given_up_at_the_last_attempt(outcome: Outcome) -> None:
-    assert settle(outcome, attempt=4, max_attempts=5).action is Action.RETRY
-    last = settle(outcome, attempt=5, max_attempts=5)
+    most = TABLE[outcome].most_attempts or 5
+    assert settle(outcome, attempt=most - 1, max_attempts=5).action is Action.RETRY
+    last = settle(outcome, attempt=most, max_attempts=5)
     assert (last.outcome, last.action) == (Outcome.EXHAUSTED, Action.DEAD_LETTER)
 
 
@@ -77,6 +79,7 @@ def test_a_dead_replica_is_retried_at_once_and_an_engine_error_ever_later() -> N
         (504, Outcome.DEADLINE),
         (429, Outcome.OVERLOAD),
         (500, Outcome.ENGINE_ERROR),
+        (507, Outcome.REFUSED),
         (503, Outcome.ENGINE_ERROR),
         (302, Outcome.ENGINE_ERROR),
     ],
@@ -95,6 +98,7 @@ def test_a_reply_is_judged_by_its_status(status: int, outcome: Outcome) -> None:
         (errors.Overloaded("x"), Outcome.OVERLOAD),
         (errors.DeadlineExceeded("x"), Outcome.DEADLINE),
         (errors.ReplicaDied("x"), Outcome.REPLICA_DIED),
+        (errors.BudgetExceeded("x"), Outcome.OVER_BUDGET),
         (errors.WorkloadUnavailable("x"), Outcome.ENGINE_ERROR),
         (errors.StoreUnavailable("x"), Outcome.STORE_DOWN),
         (errors.SourceUnavailable("x"), Outcome.SOURCE_DOWN),
@@ -104,3 +108,9 @@ def test_a_reply_is_judged_by_its_status(status: int, outcome: Outcome) -> None:
 )
 def test_an_error_is_judged_by_its_type(error: Exception, outcome: Outcome) -> None:
     assert of_error(error) is outcome
+
+
+def test_a_job_whose_replica_went_past_its_budget_gets_one_more_chance_and_no_third() -> None:
+    assert settle(Outcome.OVER_BUDGET, attempt=1, max_attempts=5).action is Action.RETRY
+    assert settle(Outcome.OVER_BUDGET, attempt=2, max_attempts=5).outcome is Outcome.EXHAUSTED
+    assert settle(Outcome.OVER_BUDGET, attempt=1, max_attempts=1).outcome is Outcome.EXHAUSTED

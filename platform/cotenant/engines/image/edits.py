@@ -18,6 +18,9 @@ from cotenant.engines.pictures.encode import Bytes
 from cotenant.engines.pictures.refusal import BadRequest
 from cotenant.engines.pictures.source import invalid
 
+#: Rows that are mixed at once: the arithmetic takes several times the memory of what it works on.
+_ROWS = 256
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -35,9 +38,13 @@ class Edit:
         height, width = self.weight.shape
         if painted.shape[:2] != (height, width):
             painted = np.asarray(Image.fromarray(painted).resize((width, height), Image.Resampling.LANCZOS))
-        share = self.weight.astype(np.uint32)[..., None]
-        mixed = (painted * share + self.original * (255 - share) + 127) // 255
-        return mixed.astype(np.uint8)
+        mixed = np.empty_like(self.original)
+        for top in range(0, height, _ROWS):
+            rows = slice(top, top + _ROWS)
+            # 255 * 255 + 127 fits in 16 bits.
+            share = self.weight[rows, :, None].astype(np.uint16)
+            mixed[rows] = (painted[rows] * share + self.original[rows] * (255 - share) + 127) // 255
+        return mixed
 
 
 @dataclass(frozen=True)

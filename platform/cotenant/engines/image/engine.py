@@ -41,12 +41,14 @@ from cotenant.engines.image.request import (
     parse,
     picture_source,
 )
+from cotenant.engines.lease import FREE, Lease
 from cotenant.engines.pictures.accept import wants_json
 from cotenant.engines.pictures.decode import decode
 from cotenant.engines.pictures.encode import encoded
 from cotenant.engines.pictures.fetch import Fetcher
 from cotenant.engines.pictures.refusal import BadRequest
 from cotenant.engines.pictures.source import Url
+from cotenant.errors import CallError
 from cotenant.gpu.terms import Terms, Tier
 from cotenant.telemetry.logs import event
 
@@ -133,15 +135,18 @@ class ImageEngine:
         self._denoiser.shutdown(wait=True, cancel_futures=True)
         self._helpers.shutdown(wait=False, cancel_futures=True)
 
-    async def call(self, call: Call) -> Reply:
-        """Answers POST /v1/images/generations and /v1/images/edits; every mistake of the caller's is a 4xx reply."""
+    async def call(self, call: Call, lease: Lease = FREE) -> Reply:
+        """Answers POST /v1/images/generations and /v1/images/edits; every mistake of the caller's is a 4xx reply.
+
+        `lease` is entered around what needs the pipeline: reading, fetching, decoding and encoding do without it.
+        """
         kinds: dict[str, type[GenerationRequest]] = {GENERATIONS_URL: GenerationRequest, EDITS_URL: EditRequest}
         kind = kinds.get(call.url)
         if kind is None or call.method != "POST":
             known = " and ".join(f"POST {url}" for url in kinds)
             return error_reply(404, f"no route {call.method} {call.url}; here are {known}")
         try:
-            return await self._pictures(call, kind)
+            return await self._pictures(call, kind, lease)
         except BadRequest as error:
             return error.reply()
         except Unsuitable as error:
@@ -153,21 +158,25 @@ class ImageEngine:
                 "it; ask for a smaller size, or raise the workload's vram_gib",
                 code="insufficient_memory",
             )
+        except CallError:
+            raise
         except Exception as error:
             event(LOG, "picture_failed", level=logging.ERROR, error=error, request_id=call.request_id)
             return error_reply(500, "the picture could not be made; the log has the reason", code="generation_failed")
 
-    async def _pictures(self, call: Call, kind: type[GenerationRequest]) -> Reply:
+    async def _pictures(self, call: Call, kind: type[GenerationRequest], lease: Lease) -> Reply:
         request = await self._beside(parse, call.body, kind)
+        decoded = await self._all_decoded(request, call.files)
         # OpenAI's answer is JSON; the picture itself is for who asks for one, and one at a time.
         as_json = request.count > 1 or "image/" not in call.accept.lower() or wants_json(call.accept)
-        abilities = self._pipeline.abilities
-        if self.tier is not Tier.RESIDENT or abilities is None:
-            raise _not_awake()
-        task = shapes.task_of(request, abilities)
-        edit = await self._edit(request, task, call.files, abilities)
-        shape, subjects = self._subjects(request, task, edit, abilities)
-        made = await self._made(shape, subjects, call, mixing=shapes.mixes(request, abilities, edit.images))
+        async with lease():
+            abilities = self._pipeline.abilities
+            if self.tier is not Tier.RESIDENT or abilities is None:
+                raise _not_awake()
+            task = shapes.task_of(request, abilities)
+            edit = await self._edit(request, task, decoded, abilities)
+            shape, subjects = self._subjects(request, task, edit, abilities)
+            made = await self._made(shape, subjects, call, mixing=shapes.mixes(request, abilities, edit.images))
         finish = functools.partial(_finished, request, edit.first)
         files = await asyncio.gather(*(self._beside(finish, one) for one in made))
         seeds = [subject.seed for subject in subjects]
@@ -213,19 +222,22 @@ class ImageEngine:
         )
         return shape, [replace(subject, seed=first_seed + index) for index in range(request.count)]
 
+    async def _all_decoded(self, request: GenerationRequest, files: Mapping[str, bytes]) -> list[Image.Image]:
+        """The images of an edit in order, its mask last, fetched and decoded. Raises BadRequest."""
+        if not isinstance(request, EditRequest):
+            return []
+        given = dict(request.sources) | ({"mask": request.mask} if request.mask is not None else {})
+        return [await self._decoded(one, files, name) for name, one in given.items()]
+
     async def _edit(
-        self, request: GenerationRequest, task: Task, files: Mapping[str, bytes], abilities: shapes.Abilities
+        self, request: GenerationRequest, task: Task, decoded: list[Image.Image], abilities: shapes.Abilities
     ) -> _Images:
-        """The images and the mask of an edit, fetched, decoded and fitted. Raises BadRequest."""
+        """The images and the mask of an edit, fitted. Raises BadRequest."""
         if not isinstance(request, EditRequest):
             return _Images()
         limits = self._limits(abilities)
         size = None if request.sides is None else edits.exact_size(request.sides, 0, limits)
-        sources = request.sources
-        shapes.require_images(len(sources), task, abilities)
-        names = [*sources, *(("mask",) if request.mask is not None else ())]
-        given = [*sources.values(), *((request.mask,) if request.mask is not None else ())]
-        decoded = [await self._decoded(one, files, name) for one, name in zip(given, names, strict=True)]
+        shapes.require_images(len(request.sources), task, abilities)
         mask = decoded.pop() if request.mask is not None else None
         first = await self._beside(edits.prepared, decoded[0], mask, size, limits)
         return _Images(first, tuple([await self._beside(edits.reference, image, limits) for image in decoded[1:]]))

@@ -1,14 +1,13 @@
 """From a workload's spec and budget to vLLM's own arguments. Pure, so that a builder can refuse what cannot run.
 
 The KV cache is sized from the budget, never from what happens to be free: `kv_cache_memory_bytes` is what the
-budget leaves after the weights and a fixed overhead, and `gpu_memory_utilization` (which vLLM still checks
-against free memory at its start) never exceeds the GPU share that the replica books. So replicas on one GPU may
-start in any order, and together.
+budget leaves after all else that `cotenant.gpu.fit` counts (weights, activations, graphs, processes), and
+`gpu_memory_utilization` (which vLLM still checks against free memory at its start) never exceeds the GPU share that
+the replica books. So replicas on one GPU may start in any order, and together.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +17,9 @@ from typing import Any
 from cotenant.config.model import LlmSpec
 from cotenant.engines.llm.models import Model
 from cotenant.errors import PlanError
-
-GIB = 1 << 30
-
-#: What a replica needs beside weights and KV cache. CUDA: context, graphs, activations (they grow with the
-#: budget that one gives to a model). CPU: two Python processes with torch and vLLM in them, measured 1.9 GiB.
-_CUDA_OVERHEAD_GIB, _CUDA_OVERHEAD_SHARE = 1.0, 0.05
-_CPU_OVERHEAD_GIB = 2.25
+from cotenant.gpu.fit.folder import FactsMissing
+from cotenant.gpu.fit.llm import CPU_PROCESSES_GIB, LlmFacts, LlmLoad
+from cotenant.gpu.fit.llm import need as llm_need
 
 #: Engine arguments that other keys of the platform file decide, and which key that is.
 _DECIDED_BY = {
@@ -56,54 +51,40 @@ class Slice:
         return self.accelerator == "cpu"
 
 
-@dataclass(frozen=True)
 class Shape:
-    """What memory a model takes: its weights, and the KV cache of one token."""
+    """What memory a model takes, read from its files: `cotenant.gpu.fit`'s facts, so that plan and engine agree."""
 
-    weight_bytes: int
-    kv_bytes_per_token: int
-
-    @classmethod
-    def of_folder(cls, folder: Path) -> Shape:
-        """Read from a model folder: file sizes and `config.json`. Unknown layouts give 0 bytes a token."""
-        weights = list(folder.glob("*.safetensors")) or list(folder.glob("*.bin"))
-        config = json.loads((folder / "config.json").read_text())
-        return cls(sum(path.stat().st_size for path in weights), _kv_bytes_per_token(config))
+    @staticmethod
+    def of_folder(folder: Path) -> LlmFacts | None:
+        """Of a model folder; None for a layout that estimates don't know, which leaves the sizing to vLLM."""
+        try:
+            return LlmFacts.of_folder(folder)
+        except FactsMissing:
+            return None
 
 
-def _kv_bytes_per_token(config: Mapping[str, Any]) -> int:
-    text = config.get("text_config", config)
-    layers, heads = text.get("num_hidden_layers"), text.get("num_attention_heads")
-    if not layers or not heads or "kv_lora_rank" in text:
-        return 0
-    kv_heads = text.get("num_key_value_heads") or heads
-    head_size = text.get("head_dim") or text["hidden_size"] // heads
-    return int(2 * layers * kv_heads * head_size * 2)
-
-
-def kv_cache_bytes(name: str, spec: LlmSpec, part: Slice, shape: Shape) -> int:
+def kv_cache_bytes(name: str, spec: LlmSpec, part: Slice, facts: LlmFacts) -> int:
     """What the budget leaves for the KV cache, in whole MiB; on a CPU no more than all slots can use.
 
     Raises:
         PlanError: it does not hold one request of full length.
     """
-    overhead_gib = _CPU_OVERHEAD_GIB if part.on_cpu else _CUDA_OVERHEAD_GIB + _CUDA_OVERHEAD_SHARE * part.vram_gib
-    room = (part.vram_gib - overhead_gib) * GIB - shape.weight_bytes
-    least = max(64 << 20, shape.kv_bytes_per_token * spec.context_tokens)
-    if room < least:
-        need_gib = overhead_gib + (shape.weight_bytes + least) / GIB
+    need = llm_need(facts, LlmLoad.of(spec, part.slots), part.accelerator)
+    room = need.room_for_kv(part.vram_gib)
+    if room < need.least_kv_bytes():
+        fit = need.fit(name, least=True)
         raise PlanError(
-            f"{name} needs {need_gib:.2f} GiB for weights, overhead and one request of {spec.context_tokens} tokens, "
-            f"but its vram_gib is {part.vram_gib:g}; raise vram_gib or lower context_tokens"
+            f"{name} needs {fit.total_gib:.2f} GiB to serve one request of {spec.context_tokens} tokens "
+            f"({fit.in_words()}), but its vram_gib is {part.vram_gib:g}; raise vram_gib or lower context_tokens"
         )
-    if part.on_cpu and shape.kv_bytes_per_token:
+    if part.on_cpu:
         # Host memory is everybody's: take no more than all slots can fill.
-        room = min(room, max(least, shape.kv_bytes_per_token * spec.context_tokens * part.slots))
-    return int(room) >> 20 << 20
+        room = min(room, max(need.least_kv_bytes(), need.most_kv_bytes()))
+    return room >> 20 << 20
 
 
 def engine_arguments(
-    name: str, spec: LlmSpec, model: Model, part: Slice, shape: Shape | None, *, can_stream_weights: bool = False
+    name: str, spec: LlmSpec, model: Model, part: Slice, shape: LlmFacts | None, *, can_stream_weights: bool = False
 ) -> dict[str, Any]:
     """vLLM's engine arguments for one replica.
 
@@ -137,7 +118,7 @@ def engine_arguments(
         arguments["kv_cache_memory_bytes"] = kv_cache_bytes(name, spec, part, shape)
     elif part.on_cpu:
         # Half of the room: weights of unknown size take the rest.
-        arguments["kv_cache_memory_bytes"] = max(1, int((part.vram_gib - _CPU_OVERHEAD_GIB) / 2 * 1024)) << 20
+        arguments["kv_cache_memory_bytes"] = max(1, int((part.vram_gib - CPU_PROCESSES_GIB) / 2 * 1024)) << 20
     if model.kind == "remote" and can_stream_weights and not part.on_cpu:
         arguments["load_format"] = "runai_streamer"
     return {**arguments, **spec.engine}

@@ -28,6 +28,7 @@ import numpy as np
 
 from cotenant.calls import JSON_TYPE, Call, Reply, error_reply
 from cotenant.config import MockupSpec
+from cotenant.engines.lease import FREE, Lease
 from cotenant.engines.mockup import artwork, picture, template, variant
 from cotenant.engines.mockup.request import MockupRequest, artwork_source, parse
 from cotenant.engines.mockup.scene import Scene, slot_px
@@ -37,6 +38,7 @@ from cotenant.engines.pictures.encode import encoded
 from cotenant.engines.pictures.fetch import Fetcher
 from cotenant.engines.pictures.refusal import BadRequest
 from cotenant.engines.pictures.source import Url
+from cotenant.errors import CallError
 from cotenant.gpu.terms import Tier
 from cotenant.telemetry.logs import event
 
@@ -123,15 +125,20 @@ class MockupEngine:
             importlib.import_module("drjit").flush_malloc_cache()
         ctypes.CDLL(None).malloc_trim(0)
 
-    async def call(self, call: Call) -> Reply:
-        """Answers POST /v1/mockups and GET /v1/mockups/templates; every mistake of the caller's is a 4xx reply."""
+    async def call(self, call: Call, lease: Lease = FREE) -> Reply:
+        """Answers POST /v1/mockups and GET /v1/mockups/templates; every mistake of the caller's is a 4xx reply.
+
+        `lease` is entered around what needs the renderer: reading, fetching, decoding and encoding do without it.
+        """
         try:
             if call.url == TEMPLATES_URL and call.method == "GET":
                 return Reply(200, json.dumps(self.templates()).encode())
             if call.url == URL and call.method == "POST":
-                return await self._mockup(call)
+                return await self._mockup(call, lease)
         except BadRequest as error:
             return error.reply()
+        except CallError:
+            raise
         except Exception as error:
             event(LOG, "mockup_failed", level=logging.ERROR, error=error, request_id=call.request_id)
             return error_reply(500, "the mockup could not be rendered; the log has the reason", code="render_failed")
@@ -159,22 +166,28 @@ class MockupEngine:
         self._renderer.shutdown(wait=True, cancel_futures=True)
         self._helpers.shutdown(wait=False, cancel_futures=True)
 
-    async def _mockup(self, call: Call) -> Reply:
+    async def _mockup(self, call: Call, lease: Lease) -> Reply:
         request = await self._beside(parse, call.body)
-        scene = self._scene(request)
+        shape = self._template(request)
         width, height = request.pixels
         source = await self._beside(artwork_source, request.artwork, call.files)
         data = await self._fetcher.fetch(source.url) if isinstance(source, Url) else source
-        texture = await self._beside(_texture, data, request, scene)
-        light = await self._rendered(scene, texture, request)
-        body = await self._beside(self._encoded, light, request, scene)
+        size = slot_px(shape, width, height, scalar=self._scalar)
+        texture = await self._beside(_texture, data, request, shape, size)
+        async with lease():
+            if self.tier is not Tier.RESIDENT:
+                raise BadRequest("the renderer is not awake", code="not_awake", status=503)
+            scene = self._scenes[shape.name]
+            light = await self._rendered(scene, texture, request)
+            shadow = await self._beside(self._shadow, scene, width, height)
+        body = await self._beside(_encoded, light, shadow, request)
         kind = f"image/{request.format}"
         headers = {"x-mockup-seed": str(request.seed), "x-mockup-variant": self.variant.name}
         if not wants_json(call.accept):
             return Reply(200, body, kind, headers)
         answer = {
             "created": int(time.time()),
-            "template": scene.template.name,
+            "template": shape.name,
             "width": width,
             "height": height,
             "format": request.format,
@@ -184,14 +197,15 @@ class MockupEngine:
         }
         return Reply(200, json.dumps(answer).encode(), JSON_TYPE, headers)
 
-    def _scene(self, request: MockupRequest) -> Scene:
-        """The scene that a request is for, once it is known to be within the workload's limits. Raises BadRequest."""
-        if self.tier is not Tier.RESIDENT:
-            raise BadRequest("the renderer is not awake", code="not_awake", status=503)
-        scene = self._scenes.get(request.template)
-        if scene is None:
+    def _template(self, request: MockupRequest) -> Template:
+        """The template that a request is for, once it is known to be within the workload's limits.
+
+        Raises BadRequest.
+        """
+        shape = self._templates.get(request.template)
+        if shape is None:
             raise BadRequest(
-                f"the template {request.template!r} does not exist; here are {', '.join(self._scenes)}",
+                f"the template {request.template!r} does not exist; here are {', '.join(self._templates)}",
                 param="template",
                 code="template_not_found",
                 status=404,
@@ -210,7 +224,7 @@ class MockupEngine:
                 param="samples",
                 code="invalid_value",
             )
-        return scene
+        return shape
 
     async def _rendered(self, scene: Scene, texture: Floats, request: MockupRequest) -> Floats:
         gone = threading.Event()
@@ -223,11 +237,6 @@ class MockupEngine:
         except asyncio.CancelledError:
             gone.set()
             raise
-
-    def _encoded(self, light: Floats, request: MockupRequest, scene: Scene) -> bytes:
-        width, height = request.pixels
-        pixels = picture.composed(light, self._shadow(scene, width, height), request.background_rgb)
-        return encoded(pixels, request.format, request.quality)
 
     def _shadow(self, scene: Scene, width: int, height: int) -> Floats | None:
         """The backdrop's shadow for this view; a handful of sizes is kept, since most customers ask for the same."""
@@ -246,8 +255,12 @@ class MockupEngine:
         return await asyncio.get_running_loop().run_in_executor(self._helpers, functools.partial(function, *arguments))
 
 
-def _texture(data: bytes, request: MockupRequest, scene: Scene) -> Floats:
-    size = scene.slot_px(*request.pixels)
+def _texture(data: bytes, request: MockupRequest, shape: Template, size: tuple[int, int]) -> Floats:
     image = artwork.decode(data, enough_px=2 * max(size))
-    base_rgb = picture.printed(scene.template.slot.base_color)
+    base_rgb = picture.printed(shape.slot.base_color)
     return picture.linear(artwork.fitted(image, request.fit, size, base_rgb))
+
+
+def _encoded(light: Floats, shadow: Floats | None, request: MockupRequest) -> bytes:
+    pixels = picture.composed(light, shadow, request.background_rgb)
+    return encoded(pixels, request.format, request.quality)
