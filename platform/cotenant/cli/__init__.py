@@ -20,6 +20,7 @@ from cotenant.errors import CotenantError
 #: Commands in the order a user meets them, and the module whose attribute of that name each one is.
 COMMANDS = {
     "plan": "cotenant.cli.plan",
+    "fit": "cotenant.cli.fit",
     "compile": "cotenant.cli.compile",
     "schema": "cotenant.cli.schema",
     "up": "cotenant.cli.up",
@@ -71,4 +72,4 @@ def _summary(name: str, module: str) -> str:
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cotenant")
 def main() -> None:
-    """3D-mockup renderers and LLMs that share GPUs, from one platform file."""
+    """3D-mockup renderers, diffusion models and LLMs that share GPUs, from one platform file."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 import click
 
-from cotenant.cli.options import platform_options
+from cotenant.cli.options import platform_options, with_budgets
 from cotenant.cli.what_if import Priced, attempt, difference, what_if
 from cotenant.cli.what_if import as_data as what_if_data
 from cotenant.config import Platform, load_platform
@@ -36,13 +37,13 @@ from cotenant.gpu.plan import plan as make_plan
 def plan(file: Path, environment: str, added: tuple[str, ...], gpus: tuple[str, ...], as_json: bool) -> None:
     """Show what runs where, whether it fits, and what it costs a month."""
     change = what_if(added, gpus)
-    platform = load_platform(file, environment)
+    platform, notes = with_budgets(load_platform(file, environment))
     if not change:
-        _print(platform, *_priced(platform), as_json=as_json)
+        _print(platform, *_priced(platform, notes), as_json=as_json)
         return
-    before, _ = attempt(lambda: _priced(platform))
+    before, _ = attempt(lambda: _priced(platform, notes))
     changed = change.of(platform)
-    after, why = attempt(lambda: _priced(changed))
+    after, why = attempt(lambda: _priced(changed, notes))
     if as_json:
         plain = as_data(*after) if after else {"environment": environment}
         click.echo(json.dumps(plain | {"what_if": what_if_data(change, before, after, why)}, indent=2))
@@ -55,8 +56,9 @@ def plan(file: Path, environment: str, added: tuple[str, ...], gpus: tuple[str, 
         click.echo("\n" + fill(difference(change, before, after), width=80))
 
 
-def _priced(platform: Platform) -> Priced:
+def _priced(platform: Platform, notes: tuple[str, ...]) -> Priced:
     the_plan = make_plan(platform)
+    the_plan = replace(the_plan, warnings=(*notes, *the_plan.warnings))
     return the_plan, monthly_cost(platform, the_plan)
 
 

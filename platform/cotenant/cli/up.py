@@ -27,7 +27,7 @@ from cotenant.cli.machine import ray_node
 from cotenant.cli.machine.engine_logs import root_cause
 from cotenant.cli.machine.serve_api import ApplicationStatus, ServeApi
 from cotenant.cli.machine.state import ProcessRef, RunState
-from cotenant.cli.options import platform_options
+from cotenant.cli.options import platform_options, with_budgets
 from cotenant.config import Platform, load_platform
 from cotenant.config.home import home
 from cotenant.errors import CotenantError, DeployFailed, EnvironmentFault
@@ -49,9 +49,9 @@ FAILED_SETTLES_S = 3.0
 def up(file: Path, environment: str, address: str | None, timeout_s: float, no_emulator: bool) -> None:
     """Run an environment on this machine: Ray, the workloads, both front doors."""
     console = Console(stderr=True, highlight=False)
-    platform = absolute_paths(load_platform(file, environment), Path.cwd())
+    platform, notes = with_budgets(absolute_paths(load_platform(file, environment), Path.cwd()))
     the_plan = plan(platform)
-    for warning in the_plan.warnings:
+    for warning in (*notes, *the_plan.warnings):
         console.print(f"[yellow]note[/] {warning}")
     _require_packages()
     config = serve_config(platform, the_plan)
@@ -237,6 +237,7 @@ def _start(platform: Platform, console: Console, no_emulator: bool) -> RunState:
         store=platform.jobs.store,
         gateway_url=_gateway_url(platform),
         keys_digest=_keys_digest(platform),
+        metrics_url=node.metrics,
     )
 
 
@@ -386,8 +387,19 @@ def _gateway_url(platform: Platform) -> str:
     return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{platform.gateway.port}"  # noqa: S104
 
 
+def _short(path: str) -> str:
+    """`path` with the user's home as ~."""
+    return path.replace(f"{Path.home()}/", "~/", 1) if path.startswith(f"{Path.home()}/") else path
+
+
 def _print_urls(platform: Platform, state: RunState, console: Console) -> None:
     rows: list[tuple[str, Any]] = [("HTTP", _gateway_url(platform)), ("Ray dashboard", state.dashboard)]
+    if state.token_file:
+        rows.append(("", f"its token: {_short(state.token_file)}"))
+    if state.metrics_url:
+        rows.append(("GPU metrics", f"{state.metrics_url}, and `cotenant top`"))
+    if state.ray_dir:
+        rows.append(("logs", _short(f"{state.ray_dir}/session_latest/logs")))
     if state.pubsub_emulator_host:
         rows.append(("Pub/Sub", f"PUBSUB_EMULATOR_HOST={state.pubsub_emulator_host}"))
     if state.store:

@@ -96,9 +96,36 @@ def test_plan_shows_wake_up_room_and_how_many_more_are_at_home_than_fit(shared: 
     assert "pool cut: nvidia-a100-80gb cut into 2g.20gb, 19 GiB each, up to 1 node" in done.stdout
     assert re.search(r"GPU 1  WWWWWWWMM..~{13}  1.5 GiB free  writer x3, mockups", done.stdout)
     words = " ".join(done.stdout.split())
-    assert "~ 10.0 GiB of each are kept free for whichever wakes." in words
+    assert "~ 10.0 GiB of each GPU are kept free for whichever wakes." in words
     assert "5 replicas at home, 2 more than fit at once." in words
     assert "12, 2 asleep" in done.stdout
+    lines = done.stdout.splitlines()
+    wrapped = lines[next(i for i, line in enumerate(lines) if line.startswith("  ~")) + 1]
+    assert wrapped.startswith("    ")
+    assert wrapped.strip()
+
+
+def test_the_names_beside_a_bar_are_in_its_order(tmp_path: Path) -> None:
+    file = tmp_path / "platform.yaml"
+    file.write_text(
+        "workloads:\n"
+        "  large: {mockup: {}, gpu: {vram_gib: 5}}\n"
+        "  many: {mockup: {}, gpu: {vram_gib: 2}, replicas: {min: 3}}\n"
+        "environments: {local: {pools: {p: {accelerator: cpu, vram_gib: 12}}}}\n"
+    )
+    assert re.search(r"GPU 1  M{12}L{10}.{2}  1.0 GiB free  many x3, large", run("plan", "-f", str(file)).stdout)
+
+
+def test_where_no_pool_has_a_price_there_is_no_table_of_zeros(tmp_path: Path) -> None:
+    file = tmp_path / "platform.yaml"
+    file.write_text(
+        "workloads: {m: {mockup: {}, gpu: {vram_gib: 4}}}\n"
+        "environments: {local: {pools: {p: {accelerator: nvidia-l4}}}}\n"
+    )
+    out = run("plan", "-f", str(file)).stdout
+    assert "note no price known for pool p; give it usd_per_h" in out
+    assert "USD a month" not in out
+    assert "List prices" not in out
 
 
 def test_plan_says_when_all_that_sleep_fit_at_once(shared: Path) -> None:
@@ -123,11 +150,12 @@ def test_a_piped_plan_has_no_escape_codes_and_fits_eighty_columns() -> None:
 
 def test_many_workloads_still_fit_eighty_columns(tmp_path: Path) -> None:
     workloads = "\n".join(
-        f"  a-rather-long-name-of-a-workload-{i}: {{mockup: {{}}, gpu: {{vram_gib: 0.2}}}}" for i in range(80)
+        f"  a-rather-long-name-of-a-workload-{i}: {{mockup: {{max_size_px: 64}}, gpu: {{vram_gib: 0.5}}}}"
+        for i in range(80)
     )
     file = tmp_path / "platform.yaml"
     file.write_text(
-        f"workloads:\n{workloads}\nenvironments: {{local: {{pools: {{p: {{accelerator: cpu, vram_gib: 20}}}}}}}}\n"
+        f"workloads:\n{workloads}\nenvironments: {{local: {{pools: {{p: {{accelerator: cpu, vram_gib: 50}}}}}}}}\n"
     )
     done = child(f"from cotenant.cli import main; main(['plan', '-f', {str(file)!r}])", COLUMNS="80")
     assert done.returncode == 0, done.stderr
@@ -169,11 +197,12 @@ def test_a_bug_is_not_hidden_as_a_clean_line(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_compile_prints_yaml_that_is_the_serve_config() -> None:
+    from cotenant.cli.options import with_budgets
     from cotenant.config import load_platform
     from cotenant.manifests.serve import serve_config
 
     done = run("compile", "-f", str(PLATFORM), "-e", "dev")
-    platform = load_platform(PLATFORM, "dev")
+    platform, _ = with_budgets(load_platform(PLATFORM, "dev"))
     assert yaml.safe_load(done.stdout) == serve_config(platform, make_plan(platform))
 
 

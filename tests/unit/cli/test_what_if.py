@@ -69,7 +69,7 @@ def test_a_workload_that_fits_beside_the_others_costs_nothing(file: Path) -> Non
 
 
 def test_where_nothing_has_a_price_only_gpus_are_counted(file: Path) -> None:
-    assert "What if captions 1 x 1 GiB, pool with 4 GPUs: 1 GPU more with every replica; 1 GPU more" in words(
+    assert "What if captions 1 x 1 GiB, pool shared with 4 GPUs: 1 GPU more with every replica; 1 GPU more" in words(
         run(file, "local", "--add", "captions=1", "--gpus", "4")
     )
 
@@ -87,9 +87,11 @@ def test_a_file_that_does_not_fit_is_planned_with_more_gpus(file: Path) -> None:
     assert run(file, "full").exit_code == 2
     done = run(file, "full", "--gpus", "3")
     assert done.exit_code == 0
-    assert "pool with 3 GPUs: needs 3 GPUs with every replica, 3 at minimum. The file as it is does not" in words(done)
+    assert "pool shared with 3 GPUs: needs 3 GPUs with every replica, 3 at minimum. The file as it is does" in words(
+        done
+    )
     assert what_if(file, "full", "--gpus", "3") == {
-        "add": [], "gpus": {"": 3}, "fits": True, "why_not": [], "gpus_more": None, "gpus_more_at_min": None,
+        "add": [], "gpus": {"shared": 3}, "fits": True, "why_not": [], "gpus_more": None, "gpus_more_at_min": None,
         "monthly_usd_more": None, "monthly_usd_more_at_min": None, "room_for_more": None,
     }  # fmt: skip
 
@@ -115,7 +117,9 @@ def test_what_does_not_fit_is_said_with_the_reason_and_code_two(file: Path) -> N
     done = run(file, "prod", "--add", "captions=30")
     assert done.exit_code == 2
     assert done.stdout == ""
-    assert done.stderr.startswith(f"does not fit: {file}:1: captions needs 30 GiB, but the largest GPU it may use")
+    assert done.stderr.startswith(
+        "does not fit: --add captions=30: captions needs 30 GiB, but the largest GPU it may use"
+    )
     as_json = run(file, "prod", "--add", "captions=30", "--json")
     assert as_json.exit_code == 2
     found = json.loads(as_json.stdout)
@@ -124,15 +128,32 @@ def test_what_does_not_fit_is_said_with_the_reason_and_code_two(file: Path) -> N
     assert "captions needs 30 GiB" in found["what_if"]["why_not"][0]
 
 
+def test_one_gpu_is_one_gpu(file: Path) -> None:
+    assert "What if pool shared with 1 GPU: 1 GPU fewer" in words(run(file, "prod", "--gpus", "1"))
+
+
+def test_an_added_workload_is_told_only_what_it_can_say(file: Path) -> None:
+    done = run(file, "local", "--gpus", "1", "--add", "extra=3x2")
+    assert done.exit_code == 2
+    assert done.stderr == (
+        "does not fit: --add extra=3x2: extra needs 2 x 3 GiB at minimum, but the emptiest cpu of pool shared has 0.0 "
+        "of 12.0 GiB left; raise nodes.max of pool shared from 1 to 2\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("environment", "arguments", "message"),
     [
         ("prod", ["--add", "captions"], "takes NAME=GIB or NAME=GIBxREPLICAS, e.g. captions=4x2; got 'captions'"),
         ("prod", ["--add", "Captions=4"], "'Captions' can't be a workload's name"),
-        ("prod", ["--add", "gateway=4"], "'gateway' can't be a workload's name"),
+        ("prod", ["--add", "gateway=4"], "'gateway' is a front door's name"),
         ("prod", ["--add", "c=0"], "'c=0': GiB must be more than 0, replicas from 1 to 10000"),
         ("prod", ["--add", "c=1x0"], "'c=1x0': GiB must be more than 0, replicas from 1 to 10000"),
         ("prod", ["--add", "writer=4"], "'writer' is a workload of the file already"),
+        ("prod", ["--add", "a=1", "--add", "a=2"], "--add names a twice; give the second another name"),
+        ("prod", ["--gpus", "2", "--gpus", "3"], "--gpus names the pool twice; give it one number"),
+        ("prod", ["--gpus", "shared=2", "--gpus", "shared=3"], "--gpus names shared twice; give it one number"),
+        ("prod", ["--gpus", "2", "--gpus", "shared=3"], "--gpus names shared twice; give it one number"),
         ("prod", ["--gpus", "many"], "takes a number of GPUs, or POOL=NUMBER, up to 10000; got 'many'"),
         ("prod", ["--gpus", "0"], "takes a number of GPUs, or POOL=NUMBER, up to 10000; got '0'"),
         ("prod", ["--gpus", "fast=4"], "there is no GPU pool 'fast'; there is shared"),

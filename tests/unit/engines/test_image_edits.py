@@ -72,7 +72,7 @@ def test_a_coloured_mask_without_transparency_could_mean_anything() -> None:
 
 @pytest.mark.parametrize("mask", [Image.new("RGBA", (16, 16), (9, 9, 9, 255)), Image.new("L", (16, 16))])
 def test_a_mask_that_touches_nothing_is_refused(mask: Image.Image) -> None:
-    with pytest.raises(BadRequest, match="touches nothing"):
+    with pytest.raises(BadRequest, match=r"touches nothing; make it transparent .*, or white, if it has no alpha"):
         fit(noise(16, 16), mask)
 
 

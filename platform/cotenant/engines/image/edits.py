@@ -88,7 +88,10 @@ def prepared(image: Image.Image, mask: Image.Image | None, size: tuple[int, int]
     if weight is None:
         return Edit(scaled)
     if weight.getextrema() == (0, 0):
-        raise invalid("mask touches nothing; make it transparent where the image is to be edited", "mask")
+        raise invalid(
+            "mask touches nothing; make it transparent where the image is to be edited, or white, if it has no alpha",
+            "mask",
+        )
     small = weight if weight.size == work else weight.resize(work, Image.Resampling.BILINEAR)
     return Edit(scaled, _blocks(small, limits.multiple), np.asarray(plain), np.asarray(weight))
 

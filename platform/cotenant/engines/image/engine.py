@@ -29,6 +29,7 @@ from PIL import Image
 from cotenant.calls import JSON_TYPE, Call, Reply, error_reply
 from cotenant.config import ImageSpec
 from cotenant.config.home import home
+from cotenant.engines.allocator import give_back_freed
 from cotenant.engines.image import edits, shapes
 from cotenant.engines.image.batching import Shape, Task, together
 from cotenant.engines.image.pipeline import Cancelled, Made, OutOfMemory, Pipeline, Subject, Unsuitable
@@ -93,6 +94,7 @@ class ImageEngine:
         fetcher: Fetcher | None = None,
         home_folder: Path | None = None,
     ) -> None:
+        give_back_freed()
         self.spec = spec
         self.terms = terms
         self.progress: Progress | None = None

@@ -109,7 +109,7 @@ class GenerationRequest(BaseModel):
         if not cross or len(self.size) > 16 or not (width + height).isascii() or not (width + height).isdecimal():
             raise _wrong_size(f'takes "WIDTHxHEIGHT" in pixels or "auto", got {self.size[:40]!r}')
         if not width or not height or not 1 <= int(width) <= _SANE or not 1 <= int(height) <= _SANE:
-            raise _wrong_size(f"takes sides of 1 pixel and more, got {self.size!r}")
+            raise _wrong_size(f"takes sides of 1 to {_SANE} pixels, got {self.size!r}")
         return int(width), int(height)
 
 

@@ -28,6 +28,7 @@ import numpy as np
 
 from cotenant.calls import JSON_TYPE, Call, Reply, error_reply
 from cotenant.config import MockupSpec
+from cotenant.engines.allocator import give_back_freed
 from cotenant.engines.lease import FREE, Lease
 from cotenant.engines.mockup import artwork, picture, template, variant
 from cotenant.engines.mockup.request import MockupRequest, artwork_source, parse
@@ -57,6 +58,7 @@ class MockupEngine:
     """
 
     def __init__(self, spec: MockupSpec, *, fetcher: Fetcher | None = None, load: bool = True) -> None:
+        give_back_freed()
         self.spec = spec
         self.tier = Tier.COLD
         self.variant = variant.choose(spec.variant)

@@ -58,7 +58,7 @@ class MockupRequest(BaseModel):
     def _size(cls, value: int | str | None) -> int | str | None:
         for side in _sides(value):
             if not 16 <= side <= _SANE:
-                raise ValueError("takes sides of 16 pixels and more")
+                raise ValueError(f"takes sides of 16 to {_SANE} pixels")
         return value
 
     @model_validator(mode="after")

@@ -40,7 +40,7 @@ def translated(error: ValidationError, model: type[BaseModel], takes: Mapping[st
         known = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(model.model_fields)}"
         return BadRequest(f"unknown parameter {param[:64]!r}; {known}", param=param[:64], code="unknown_parameter")
     if param in takes:
-        return BadRequest(f"{param} takes {takes[param]}", param=param)
+        return BadRequest(f"{param} takes {takes[param]}", param=param, code="invalid_value")
     got = first["input"]
     seen = (
         f", got {str(got)[:40]!r}" if isinstance(got, str) else f", got {got}" if isinstance(got, int | float) else ""
