@@ -132,7 +132,8 @@ class Agent:
             self._node = self._new_node(opens_at=self._clock() + SETTLE_S)
         self._server = await asyncio.start_unix_server(self._serve, self.path, limit=MAX_REQUEST_BYTES)
         after = ", after another that left its socket" if came_after_another else ""
-        self._node.note("started", f"agent {os.getpid()} looks after {len(self._node.places)} GPUs{after}")
+        gpus = f"{len(self._node.places)} GPU{'' if len(self._node.places) == 1 else 's'}"
+        self._node.note("started", f"agent {os.getpid()} looks after {gpus}{after}")
         self._looking = asyncio.create_task(self._look_on(), name="agent-look")
 
     async def close(self) -> None:

@@ -30,6 +30,8 @@ ROUTES: tuple[Route, ...] = (
     Route("/v1/images/generations", "image"),
     Route("/v1/images/edits", "image"),
 )
+#: What a model of another kind can't do for a route of this one.
+_DOES_NOT: Mapping[Kind, str] = {"llm": "writes no text", "image": "makes no pictures"}
 #: Characters of a name that nobody serves which its refusal repeats.
 _LONGEST_NAME = 200
 BY_URL: Mapping[str, Route] = {route.url: route for route in ROUTES}
@@ -101,6 +103,8 @@ class Directory:
     def route(self, url: str, body: Mapping[str, Any]) -> Served:
         """The workload for a POST of `body` to `url`.
 
+        An image request that names no model goes to the only image workload there is.
+
         Raises:
             UnknownWorkload: no such route, or nobody serves the model or template that the body names.
         """
@@ -112,6 +116,12 @@ class Directory:
             raise UnknownWorkload(f"this platform has no {route.kind} workload, so it does not serve {url}")
         if route.kind != "mockup":
             wanted = body.get("model")
+            if route.kind == "image" and wanted is None and len(candidates) == 1:
+                return candidates[0]
+            others = {name for served in self.workloads if served not in candidates for name in served.models}
+            if isinstance(wanted, str) and wanted in others - {name for s in candidates for name in s.models}:
+                have = _here(s.models[0] for s in candidates if s.models)
+                raise UnknownWorkload(f"the model {_clipped(wanted)!r} {_DOES_NOT[route.kind]}; {have}")
             return _pick(wanted, candidates, "model", {s.name: s.models for s in candidates})
         template = body.get("template")
         return _pick(template, candidates, "template", {s.name: s.templates for s in candidates})
@@ -124,8 +134,8 @@ def template_name(template: str) -> str:
 
 def _pick(wanted: Any, candidates: Iterable[Served], what: str, names: Mapping[str, tuple[str, ...]]) -> Served:
     if not isinstance(wanted, str) or not wanted:
-        have = ", ".join(name for group in names.values() for name in group[:1] or group)
-        raise UnknownWorkload(f"the body needs {what}, a string; here are {have}")
+        have = _here(name for group in names.values() for name in (group if what == "template" else group[:1]))
+        raise UnknownWorkload(f"the body needs {what}, a string; {have}")
     for served in candidates:
         if wanted in names[served.name]:
             return served
@@ -141,4 +151,9 @@ def _clipped(name: str) -> str:
 def _choices(wanted: str, known: Iterable[str]) -> str:
     known = list(dict.fromkeys(known))
     near = difflib.get_close_matches(_clipped(wanted), known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"here are {', '.join(known)}"
+    return f"did you mean {near[0]!r}?" if near else _here(known)
+
+
+def _here(names: Iterable[str]) -> str:
+    names = list(dict.fromkeys(names))
+    return f"here {'is' if len(names) == 1 else 'are'} {', '.join(names)}"

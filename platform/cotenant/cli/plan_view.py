@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 from string import ascii_lowercase, ascii_uppercase, digits
+from textwrap import fill
 
 from rich.console import Console
 from rich.table import Table
@@ -61,10 +62,11 @@ def _print_sleepers(console: Console, pool: PoolPlan) -> None:
         return
     more = pool.at_home - pool.awake
     than = f"{more} more than fit at once" if more else "which all fit at once"
-    console.print(
-        f"  {_WAKE} {pool.wake_gib:.1f} GiB of each are kept free for whichever wakes. "
+    text = (
+        f"{_WAKE} {pool.wake_gib:.1f} GiB of each GPU are kept free for whichever wakes. "
         f"{_count(pool.at_home, 'replica')} at home, {than}."
     )
+    console.print(fill(text, console.width, initial_indent="  ", subsequent_indent="    "))
 
 
 def _gpu_rows(pool: PoolPlan, plan: Plan, letters: Mapping[str, str], colours: Mapping[str, str], free: str) -> Table:
@@ -79,7 +81,8 @@ def _gpu_rows(pool: PoolPlan, plan: Plan, letters: Mapping[str, str], colours: M
         bar = Text()
         for letter, name, cells in _bar(gpu, pool, plan, letters):
             bar.append((free if letter == _FREE else letter) * cells, style=colours.get(name, "dim"))
-        held = ", ".join(name if count == 1 else f"{name} x{count}" for name, count in gpu.replicas.items())
+        counts = ((name, gpu.replicas[name]) for name in _by_share(gpu, plan))
+        held = ", ".join(name if count == 1 else f"{name} x{count}" for name, count in counts)
         grid.add_row(label, bar, f"{gpu.free_gib:.1f} GiB free", held)
     return grid
 
@@ -100,15 +103,21 @@ def _bar(gpu: GpuFill, pool: PoolPlan, plan: Plan, letters: Mapping[str, str]) -
     """Letter, workload and cells of each part of a GPU's bar: largest first, then what is free, then wake-up room."""
     wake = max(1, round(pool.wake_gib / pool.usable_gib * _BAR_CELLS)) if pool.wake_gib else 0
     width = _BAR_CELLS - wake
-    shares = {name: count * plan.workloads[name].num_gpus for name, count in gpu.replicas.items()}
+    shares = _by_share(gpu, plan)
     parts: list[tuple[str, str, int]] = []
     upto, drawn = 0.0, 0
-    for name, share in sorted(shares.items(), key=lambda item: -item[1]):
+    for name, share in shares.items():
         upto += share
         cells = min(max(1, round(upto * width) - drawn), width - drawn)
         parts.append((letters[name], name, cells))
         drawn += cells
     return [*parts, (_FREE, "", width - drawn), (_WAKE, "", wake)]
+
+
+def _by_share(gpu: GpuFill, plan: Plan) -> dict[str, float]:
+    """What each workload books of a GPU with all of its replicas there, the most first."""
+    shares = {name: count * plan.workloads[name].num_gpus for name, count in gpu.replicas.items()}
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
 def _letters(workloads: Iterable[str]) -> dict[str, str]:
@@ -155,6 +164,10 @@ def _print_cost(console: Console, plan: Plan, cost: Cost) -> None:
             f"instead of {plan.gpus_needed}."
         )
         return
+    unpriced = f"no price known for pool {', '.join(cost.unpriced)}; give it usd_per_h"
+    if not any(pool.usd_per_h for pool in cost.pools):
+        console.print(Text.assemble(("note ", "yellow"), unpriced))
+        return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("USD a month")
     for heading in ("at minimum", "with every replica"):
@@ -174,9 +187,7 @@ def _print_cost(console: Console, plan: Plan, cost: Cost) -> None:
     source = f"List prices, {PRICES_REGION}, about {PRICES_AS_OF}; a pool's usd_per_h overrides them."
     console.print(source, style="dim")
     if cost.unpriced:
-        console.print(
-            Text.assemble(("note ", "yellow"), f"no price known for pool {', '.join(cost.unpriced)}; give it usd_per_h")
-        )
+        console.print(Text.assemble(("note ", "yellow"), unpriced))
 
 
 def _saved(shared_usd: float, whole_usd: float) -> str:

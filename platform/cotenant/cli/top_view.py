@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from string import ascii_lowercase, ascii_uppercase, digits
 
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -14,6 +15,7 @@ from rich.text import Text
 from cotenant.agent.snapshot import Event, GpuView, ReplicaView, Snapshot
 from cotenant.errors import EnvironmentFault
 
+_COLUMNS = 80
 _BAR_CELLS = 40
 _EVENTS_SHOWN = 8
 _LETTERS = ascii_uppercase + ascii_lowercase + digits
@@ -65,6 +67,8 @@ def _screen(snapshots: Sequence[Snapshot], *, unicode: bool, events: int, note: 
             parts += [Text(""), _title(gpu)]
             if gpu.usable_mib is not None:
                 parts.append(_bar(gpu, letters, colours, "·" if unicode else "."))
+            if measured := _measured(gpu):
+                parts.append(Text(f"  {measured}", style="dim"))
             if gpu.replicas:
                 parts.append(_table(gpu.replicas, letters, colours))
             parts += _notes(gpu)
@@ -81,17 +85,35 @@ def _heading(snapshot: Snapshot) -> str:
     at = time.strftime("%H:%M:%S", time.localtime(snapshot.at))
     waiting = sum(len(gpu.waiting) for gpu in snapshot.gpus)
     replicas = sum(len(gpu.replicas) for gpu in snapshot.gpus) + len(snapshot.unplaced)
-    return f"node {snapshot.node_id[:16]}  {at}  {len(snapshot.gpus)} GPU, {replicas} replicas, {waiting} wait"
+    return (
+        f"node {snapshot.node_id[:16]}  {at}  {_count(len(snapshot.gpus), 'GPU')}, {_count(replicas, 'replica')}, "
+        f"{waiting} {'waits' if waiting == 1 else 'wait'} for memory"
+    )
 
 
 def _title(gpu: GpuView) -> Text:
     text = Text(f"GPU {gpu.index} {gpu.name}{f' {gpu.mig}' if gpu.mig else ''}", style="bold")
-    facts = [f"pool {gpu.pool}"] if gpu.pool else []
+    if not gpu.pool:
+        return text
+    facts = f"pool {gpu.pool}"
+    if gpu.usable_mib is not None:
+        held = sum(replica.held_mib or 0.0 for replica in gpu.replicas)
+        held += sum(stranger.held_mib or 0.0 for stranger in gpu.unknown)
+        lent = sum(replica.lease_mib for replica in gpu.replicas)
+        facts += f", {gpu.usable_mib / 1024:.3g} GiB: {_gib(held)} held, {_gib(lent)} lent"
+        facts += f", {_gib(gpu.free_mib)} free to lend"
+    gap = "  " if text.cell_len + 2 + cell_len(facts) <= _COLUMNS else "\n  "
+    return text.append(f"{gap}{facts}", style="not bold")
+
+
+def _measured(gpu: GpuView) -> str:
+    """What the whole GPU reports of itself, whoever it is that uses it."""
+    facts = []
     if gpu.used_mib is not None:
         facts.append(f"{_gib(gpu.used_mib)} of {_gib(gpu.total_mib)} GiB used")
     if gpu.sm_util is not None:
         facts.append(f"SM {gpu.sm_util:.0%}")
-    return text.append(f"  {', '.join(facts)}", style="not bold")
+    return ", ".join(facts)
 
 
 def _bar(gpu: GpuView, letters: dict[str, str], colours: dict[str, str], free: str) -> Text:
@@ -112,7 +134,7 @@ def _bar(gpu: GpuView, letters: dict[str, str], colours: dict[str, str], free: s
         draw("-", max(0.0, replica.lease_mib - held), colours[replica.workload])
     draw(_STRANGER, sum(stranger.held_mib or 0.0 for stranger in gpu.unknown), "red")
     bar.append(free * (_BAR_CELLS - drawn), style="dim")
-    return bar.append(f"  {_gib(gpu.free_mib)} of {_gib(gpu.usable_mib)} GiB free")
+    return bar.append("  letters held, - lent", style="dim")
 
 
 def _table(replicas: Sequence[ReplicaView], letters: dict[str, str], colours: dict[str, str]) -> Table:
@@ -172,6 +194,10 @@ def _letters(snapshots: Sequence[Snapshot]) -> dict[str, str]:
         free.remove(letter)
         taken[name] = letter
     return taken
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _gib(mib: float | None) -> str:

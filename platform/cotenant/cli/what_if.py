@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
-from cotenant.config import Platform, Workload
-from cotenant.config.model import NAME_PATTERN, RESERVED_NAMES, GpuBudget, MockupSpec, Nodes, Replicas
+from cotenant.config import GpuBudget, MockupSpec, Nodes, Platform, Replicas
+from cotenant.config.model import NAME_PATTERN, RESERVED_NAMES
 from cotenant.cost import Cost
 from cotenant.errors import PlanError
 from cotenant.gpu.accelerators import gpus_per_node
+from cotenant.gpu.advice import Supposed
 from cotenant.gpu.plan import Plan
 
 _ADD = re.compile(r"^(?P<name>[^=]+)=(?P<gib>[0-9]+(?:\.[0-9]+)?)(?:x(?P<replicas>[0-9]+))?$")
@@ -35,10 +36,28 @@ class Added:
     def __str__(self) -> str:
         return f"{self.name} {self.replicas} x {self.gib:g} GiB"
 
+    @property
+    def source(self) -> str:
+        """As it is given on the command line."""
+        times = "" if self.replicas == 1 else f"x{self.replicas}"
+        return f"--add {self.name}={self.gib:g}{times}"
 
-@dataclass(frozen=True)
+    @property
+    def workload(self) -> Supposed:
+        return Supposed(
+            source=self.source,
+            mockup=MockupSpec(),
+            gpu=GpuBudget(vram_gib=self.gib),
+            replicas=Replicas(min=self.replicas, max=self.replicas),
+        )
+
+
+@dataclass
 class WhatIf:
-    """What is changed: workloads added, and GPUs a pool may have, by pool (None: the only one there is)."""
+    """What is changed: workloads added, and GPUs a pool may have, by pool.
+
+    The pool may be None, the only one there is; once `of` was called, which knows it, it has its name.
+    """
 
     added: tuple[Added, ...]
     gpus: Mapping[str | None, int]
@@ -47,7 +66,7 @@ class WhatIf:
         return bool(self.added or self.gpus)
 
     def __str__(self) -> str:
-        pools = [f"{pool or 'pool'} with {count} GPUs" for pool, count in self.gpus.items()]
+        pools = [f"{f'pool {pool}' if pool else 'pool'} with {_gpus(count)}" for pool, count in self.gpus.items()]
         return ", ".join([*map(str, self.added), *pools])
 
     def of(self, platform: Platform) -> Platform:
@@ -56,14 +75,11 @@ class WhatIf:
         for one in self.added:
             if one.name in workloads:
                 raise _bad("--add", f"{one.name!r} is a workload of the file already; give the new one another name")
-            workloads[one.name] = Workload(
-                mockup=MockupSpec(),
-                gpu=GpuBudget(vram_gib=one.gib),
-                replicas=Replicas(min=one.replicas, max=one.replicas),
-            )
+            workloads[one.name] = one.workload
+        named = _by_name(self.gpus, platform)
+        self.gpus = dict(named.items())
         pools = dict(platform.pools)
-        for wanted, count in self.gpus.items():
-            name = _pool(wanted, platform)
+        for name, count in named.items():
             per_node = gpus_per_node(name, pools[name])
             if count % per_node:
                 near = -(-count // per_node) * per_node
@@ -82,8 +98,14 @@ def what_if(added: Iterable[str], gpus: Iterable[str]) -> WhatIf:
         match = _GPUS.match(text)
         if match is None or not 1 <= int(match["gpus"]) <= _MOST:
             raise _bad("--gpus", f"takes a number of GPUs, or POOL=NUMBER, up to {_MOST}; got {text!r}")
+        if match["pool"] in wanted:
+            raise _bad("--gpus", f"--gpus names {match['pool'] or 'the pool'} twice; give it one number")
         wanted[match["pool"]] = int(match["gpus"])
-    return WhatIf(tuple(_added(text) for text in added), wanted)
+    every = tuple(_added(text) for text in added)
+    for i, one in enumerate(every):
+        if one.name in {earlier.name for earlier in every[:i]}:
+            raise _bad("--add", f"--add names {one.name} twice; give the second another name")
+    return WhatIf(every, wanted)
 
 
 def _added(text: str) -> Added:
@@ -91,11 +113,24 @@ def _added(text: str) -> Added:
     if match is None:
         raise _bad("--add", f"takes NAME=GIB or NAME=GIBxREPLICAS, e.g. captions=4x2; got {text!r}")
     one = Added(match["name"], float(match["gib"]), int(match["replicas"] or 1))
-    if not re.match(NAME_PATTERN, one.name) or one.name in RESERVED_NAMES:
+    if one.name in RESERVED_NAMES:
+        raise _bad("--add", f"{one.name!r} is a front door's name; call the workload something else")
+    if not re.match(NAME_PATTERN, one.name):
         raise _bad("--add", f"{one.name!r} can't be a workload's name: lower-case letters, digits and hyphens, please")
     if not 0 < one.gib <= 65_536 or not 1 <= one.replicas <= _MOST:
         raise _bad("--add", f"{text!r}: GiB must be more than 0, replicas from 1 to {_MOST}")
     return one
+
+
+def _by_name(gpus: Mapping[str | None, int], platform: Platform) -> dict[str, int]:
+    """The same, with the pool's name in the place of None."""
+    named: dict[str, int] = {}
+    for wanted, count in gpus.items():
+        name = _pool(wanted, platform)
+        if name in named:
+            raise _bad("--gpus", f"--gpus names {name} twice; give it one number")
+        named[name] = count
+    return named
 
 
 def _pool(wanted: str | None, platform: Platform) -> str:

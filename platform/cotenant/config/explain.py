@@ -47,6 +47,8 @@ def explain(detail: ErrorDetails, path: KeyPath, environment: str) -> str:
                 "workloads is missing; name what is served, e.g. workloads: {mug: {mockup: {}, gpu: {vram_gib: 1.5}}}"
             )
         return f"{name} is missing{_described(path)}"
+    if kind == "string_pattern_mismatch" and path[-1] == "mig":
+        return f"{name} takes a MIG profile in lower case, e.g. 1g.10gb; got {given!r}"
     if kind == "string_pattern_mismatch":
         return f"{name}: a name is lower-case letters, digits and dashes, at most 40; got {given!r}"
     if kind == "too_short":

@@ -15,6 +15,7 @@ from cotenant.config import Platform, Pool, Workload
 from cotenant.errors import PlanError
 from cotenant.gpu import refusals
 from cotenant.gpu.accelerators import gpus_per_node, usable_gib
+from cotenant.gpu.advice import Supposed, Trials, changes, either, largest_gib
 from cotenant.gpu.bounds import fewest_possible
 from cotenant.gpu.fewest import fewest
 from cotenant.gpu.machines import mismatch, node_usd_per_h
@@ -24,6 +25,10 @@ from cotenant.gpu.shares import share_ticks, usable_kib
 
 #: A pool is packed afresh for a workload that best fit finds no room for, but only so often.
 _REPACKS = 4
+#: Changes are looked for only so often in one plan: after that many, the rest have the same cause.
+_MOST_EXPLAINED = 5
+#: With more workloads, changes are looked for among packings by best fit alone.
+_MOST_REPACKED = 50
 
 
 @dataclass
@@ -139,6 +144,31 @@ def assigned(platform: Platform) -> dict[str, PoolState]:
         PlanError: a replica fits no GPU of any pool it may use, the minimum does not fit the pools' nodes, or a
             pool's accelerator, machine, MIG profile and memory contradict each other. One line a problem.
     """
+    states, refused = _solved(platform, describe=True)
+    if states is None:
+        raise PlanError("\n".join(_explained(platform, refused)))
+    return states
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """A workload without room: why, the pool to change, and the workload whose wake-up room lacks there, if so."""
+
+    name: str
+    why: str
+    state: PoolState
+    waking: str | None = None
+    #: No GPU it may use is large enough, whatever else is there.
+    too_large: bool = False
+
+
+def _solved(
+    platform: Platform, *, describe: bool, repacks: int = _REPACKS
+) -> tuple[dict[str, PoolState] | None, list[_Refused]]:
+    """The GPU pools with every workload in one, or None and what had no room in the order tried first.
+
+    Where that is not to be described, at most one workload is named, without a reason.
+    """
     pools = _pools(platform)
 
     def fitting(workload: Workload) -> int:
@@ -153,16 +183,47 @@ def assigned(platform: Platform) -> dict[str, PoolState]:
         lambda item: (fitting(item[1]), *sleepers_first(item)[1:]),
         lambda item: (item[1].residency != "always", -item[1].gpu.gib, item[0]),
     ]
-    first: list[str] = []
+    first: list[_Refused] = []
     for order in orders:
-        states = {name: state.copy() for name, state in pools.items()}
-        problems, hopeless = _assign(platform, states, sorted(platform.workloads.items(), key=order))
-        if not problems:
-            return states
-        first = first or problems
-        if hopeless:
+        states = {name: replace(state.copy(), _repacks=repacks) for name, state in pools.items()}
+        in_order = sorted(platform.workloads.items(), key=order)
+        refused = _assign(states, in_order, describe=describe and not first)
+        if not refused:
+            return states, []
+        first = first or refused
+        if any(one.too_large for one in refused):
             break
-    raise PlanError("\n".join(first))
+    return None, first
+
+
+def _explained(platform: Platform, refused: list[_Refused]) -> list[str]:
+    """A line for each workload without room: why, and what would do. Of many, only the first are told what would."""
+    return [_line(platform, one, refused, explain=i < _MOST_EXPLAINED) for i, one in enumerate(refused)]
+
+
+def _tried(platform: Platform) -> dict[str, PoolState] | None:
+    """The pools if the platform fits. Of a large one, what fits only packed afresh is passed over: it takes long."""
+    if len(platform.workloads) > _MOST_REPACKED and _solved(platform, describe=False, repacks=0)[0] is None:
+        return None
+    return _solved(platform, describe=False)[0]
+
+
+def _line(platform: Platform, one: _Refused, refused: list[_Refused], *, explain: bool) -> str:
+    workload = platform.workloads[one.name]
+    others = {other.name for other in refused} - {one.name}
+    rest = {name: its for name, its in platform.workloads.items() if name not in others}
+    trials = Trials(platform.model_copy(update={"workloads": rest}), one.name, _tried)
+    if one.too_large:
+        gib = largest_gib(trials, one.state.usable_gib) if explain else None
+        lower = [] if gib is None else [f"lower vram_gib of {one.name} to {gib:g}"]
+        found, key = [*lower, refusals.larger_gpu(workload)], ("gpu", "vram_gib")
+    else:
+        found = changes(trials, one.state, one.waking) if explain else []
+        found, key = found or [refusals.in_general(workload, one.state)], ("replicas", "min")
+    message = f"{one.why}; {either(found)}"
+    if isinstance(workload, Supposed):
+        return f"{workload.source}: {message}"
+    return platform.wrong(message, "workloads", one.name, *key)
 
 
 def _pools(platform: Platform) -> dict[str, PoolState]:
@@ -198,29 +259,34 @@ def _allowed(workload: Workload, pools: Mapping[str, PoolState]) -> list[PoolSta
     return [pools[name] for name in workload.pools] or list(pools.values())
 
 
-def _assign(
-    platform: Platform, pools: Mapping[str, PoolState], order: list[tuple[str, Workload]]
-) -> tuple[list[str], bool]:
-    """Give each workload its pool, in that order. A line for each that has none, and whether no order would help."""
-    problems: list[str] = []
-    hopeless = False
+def _assign(pools: Mapping[str, PoolState], order: list[tuple[str, Workload]], *, describe: bool) -> list[_Refused]:
+    """Give each workload its pool, in that order. Those that have none; if not to be described, only the first."""
+    refused: list[_Refused] = []
     for name, workload in order:
         allowed = _allowed(workload, pools)
         able = [state for state in allowed if state.could_hold(workload)]
         if not able:
-            hopeless = True
-            too_large = refusals.too_large(name, workload, allowed)
-            problems.append(platform.wrong(too_large, "workloads", name, "gpu", "vram_gib"))
-            continue
-        able.sort(key=lambda state: state.price(workload))
-        rooms: list[int] = []
-        for state in able:
-            rooms.append(state.add(name, workload))
-            if rooms[-1] == workload.replicas.min and name in state.members:
-                break
+            why = refusals.too_large(name, workload, allowed)
+            refused.append(_Refused(name, why, refusals.largest(allowed), too_large=True))
         else:
+            able.sort(key=lambda state: state.price(workload))
+            rooms = _rooms(name, workload, able)
+            if rooms is None:
+                continue
             unfit = [state for state in allowed if not state.could_hold(workload)]
-            explain = len(problems) < refusals.MOST_EXPLAINED
-            no_room = refusals.no_room(name, workload, able, rooms, unfit=unfit, explain=explain)
-            problems.append(platform.wrong(no_room, "workloads", name, "replicas", "min"))
-    return problems, hopeless
+            why = refusals.no_room(name, workload, able, rooms, unfit) if describe else ""
+            waking = refusals.waking(able[0], name, workload) if describe else None
+            refused.append(_Refused(name, why, able[0], waking))
+        if not describe:
+            break
+    return refused
+
+
+def _rooms(name: str, workload: Workload, able: list[PoolState]) -> list[int] | None:
+    """Put a workload into the first pool that takes its minimum. If none does: of how many replicas each had room."""
+    rooms: list[int] = []
+    for state in able:
+        rooms.append(state.add(name, workload))
+        if rooms[-1] == workload.replicas.min and name in state.members:
+            return None
+    return rooms

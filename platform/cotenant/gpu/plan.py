@@ -278,9 +278,13 @@ def _short_of_cpus(state: PoolState, at_max: Gpus) -> list[str]:
     if need <= have:
         return []
     return [
-        f"pool {state.name}: the replicas of one GPU book up to {need:g} CPUs, but {machine.name} has {have:g} for "
-        "each; take a machine type with more, or lower cpus of its workloads"
+        f"pool {state.name}: the replicas of one GPU book up to {_cpus(need)} CPUs, but {machine.name} has "
+        f"{_cpus(have)} for each; take a machine type with more, or lower cpus of its workloads"
     ]
+
+
+def _cpus(count: float) -> str:
+    return f"{count:.3g}" if count < 1000 else f"{count:.0f}"
 
 
 def _sleeps_in_vain(state: PoolState) -> list[str]:

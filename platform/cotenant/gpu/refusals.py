@@ -1,7 +1,4 @@
-"""Why something does not fit, in words: what it needs, what each pool has, and the smallest changes that would do.
-
-A change is only named if it was tried on the pool as it is and the minimum then had room.
-"""
+"""Why something does not fit, in words: what it needs and what each pool has. What would do is `advice`."""
 
 from __future__ import annotations
 
@@ -10,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from cotenant.config import Workload
 from cotenant.gpu.accelerators import ACCELERATORS
+from cotenant.gpu.advice import Supposed
 from cotenant.gpu.packing import Demand, pack
-from cotenant.gpu.residency import floor_gib
 from cotenant.gpu.shares import GPU_TICKS, share_ticks
 
 if TYPE_CHECKING:
@@ -19,20 +16,26 @@ if TYPE_CHECKING:
 
 _KIB_PER_GIB = 2**20
 
-#: Changes are looked for only so often in one plan: after that many, the rest have the same cause.
-MOST_EXPLAINED = 5
+
+def largest(allowed: Sequence[PoolState]) -> PoolState:
+    """The pool with the largest GPU."""
+    return max(allowed, key=lambda state: state.usable_gib)
 
 
 def too_large(name: str, workload: Workload, allowed: Sequence[PoolState]) -> str:
     """Why a replica fits no GPU it may use."""
-    largest = max(allowed, key=lambda state: state.usable_gib)
+    most = largest(allowed)
+    return (
+        f"{name} needs {workload.gpu.gib:g} GiB, but the largest GPU it may use, {_device(most)} of pool {most.name}, "
+        f"has {most.usable_gib:g} usable GiB"
+    )
+
+
+def larger_gpu(workload: Workload) -> str:
+    """What to do about a replica that fits no GPU."""
     enough = [one for one in ACCELERATORS.values() if one.usable_gib >= workload.gpu.gib]
     known = f" ({min(enough, key=lambda one: one.usable_gib).name} would do)" if enough else ""
-    return (
-        f"{name} needs {workload.gpu.gib:g} GiB, but the largest GPU it may use, {_device(largest)} of pool "
-        f"{largest.name}, has {largest.usable_gib:g} usable GiB; lower vram_gib of {name} to {largest.usable_gib:g} or "
-        f"give it a pool with a larger GPU{known}"
-    )
+    return f"give it a pool with a larger GPU{known}"
 
 
 def no_room(
@@ -40,19 +43,13 @@ def no_room(
     workload: Workload,
     states: Sequence[PoolState],
     rooms: Sequence[int],
-    *,
-    unfit: Sequence[PoolState] = (),
-    explain: bool = True,
+    unfit: Sequence[PoolState],
 ) -> str:
-    """Why a workload's minimum has no room in `states`, and GPUs that are too small in `unfit`.
-
-    The pool to change is the first: a replica costs least there.
-    """
+    """Why a workload's minimum has no room in `states`, and GPUs that are too small in `unfit`."""
     pools = [_have(state, workload, room) for state, room in zip(states, rooms, strict=True)]
     pools += [f"the {_device(state)} of pool {state.name} has {state.usable_gib:g} GiB" for state in unfit]
     have = ", and ".join(pools)
-    changes = _changes(name, workload, states[0], rooms[0]) if explain else []
-    return f"{name} needs {_needs(workload, states[0])}, but {have}; {_either(changes or [_in_general(states[0])])}"
+    return f"{name} needs {_needs(workload, states[0])}, but {have}"
 
 
 def too_small(state: PoolState, left: Mapping[str, int], nodes: int) -> str:
@@ -102,19 +99,12 @@ def _have(state: PoolState, workload: Workload, room: int) -> str:
     needs = state.need(workload)
     base = state.kib - max(state.wake_kib, needs.wake_kib)
     if needs.wake_kib > state.wake_kib:
-        crowded = [name for name, its in state.members.items() if state.need(its).booked_kib > base]
-        if crowded:
-            books = state.need(state.members[crowded[0]]).booked_kib
-            return (
-                f"with {_gib(needs.wake_kib)} of {state.usable_gib:.1f} GiB kept free to wake it, pool {state.name} "
-                f"has no room for {crowded[0]}, which books {_gib(books)} GiB"
-            )
-        return f"pool {state.name} has no room for it beside what is there"
+        beside = " beside what is there" if state.members else ""
+        return f"pool {state.name} has no room for {'so many' if workload.replicas.min > 1 else 'it'}{beside}"
     if needs.booked_kib > base:
-        waking = max(state.members, key=lambda name: state.need(state.members[name]).wake_kib)
         return (
-            f"pool {state.name} keeps {_gib(state.wake_kib)} of {state.usable_gib:.1f} GiB free so that {waking} can "
-            f"wake, and {_gib(base)} can be booked"
+            f"pool {state.name} keeps {_gib(state.wake_kib)} of {state.usable_gib:.1f} GiB free so that "
+            f"{waking(state, '', workload)} can wake, and {_gib(base)} can be booked"
         )
     if room:
         return f"pool {state.name} has room for {room}"
@@ -130,62 +120,19 @@ def _have(state: PoolState, workload: Workload, room: int) -> str:
     )  # fmt: skip
 
 
-def _changes(name: str, workload: Workload, state: PoolState, room: int) -> list[str]:
-    """Changes to the file, each of which alone would give the minimum room in that pool."""
-    found: list[str] = []
-    nodes = _nodes_needed(name, workload, state)
-    if nodes is not None:
-        found.append(f"raise nodes.max of pool {state.name} from {state.pool.nodes.max} to {nodes}")
-    smaller = _largest_that_fits(name, workload, state)
-    if smaller is not None:
-        found.append(f"lower vram_gib of {name} to {smaller:g}")
-    if workload.residency == "always":
-        sleeper = workload.model_copy(update={"residency": "sleep"})
-        floor = floor_gib(sleeper, state.accelerator)
-        if floor < workload.gpu.gib and _fits(name, sleeper, state):
-            found.append(
-                f"give {name} residency: sleep (it then books {floor:g} GiB, {workload.gpu.gib - floor:g} less)"
-            )
-    if room:
-        found.append(f"lower replicas.min of {name} to {room}")
-    return found
+def in_general(workload: Workload, state: PoolState) -> str:
+    """What may help, where no one change was found that does, or none was looked for."""
+    lower = "its vram_gib" if isinstance(workload, Supposed) else "vram_gib or replicas.min"
+    return f"let pool {state.name} grow past {_nodes(state.pool.nodes.max)}, or lower {lower}"
 
 
-def _in_general(state: PoolState) -> str:
-    return f"let pool {state.name} grow past {_nodes(state.pool.nodes.max)}, or lower vram_gib or replicas.min"
-
-
-def _nodes_needed(name: str, workload: Workload, state: PoolState) -> int | None:
-    """Nodes that hold the minimum of that workload beside those that are there; None if no number of them does."""
-    demands = state.demands_with(name, workload)
-    if demands is None:
+def waking(state: PoolState, name: str, workload: Workload) -> str | None:
+    """The workload in a pool whose wake-up room lacks for that one: itself, or the one that needs most of it."""
+    if state.need(workload).wake_kib > state.wake_kib:
+        return name
+    if not state.wake_kib:
         return None
-    counts = {member: its.replicas.min for member, its in state.members.items()} | {name: workload.replicas.min}
-    base = state.kib - max(state.wake_kib, state.need(workload).wake_kib)
-    gpus, _ = pack(demands.values(), counts, base, None, state.gpus_per_node)
-    return gpus.nodes_in_use if gpus.nodes_in_use > state.pool.nodes.max else None
-
-
-def _largest_that_fits(name: str, workload: Workload, state: PoolState) -> float | None:
-    """The largest budget, in tenths of a GiB, with which the minimum has room; None if that is under a tenth of it."""
-    low, high = 0, int(workload.gpu.gib * 10 - 1e-6)
-    while low < high:
-        middle = (low + high + 1) // 2
-        gpu = workload.gpu.model_copy(update={"vram_gib": middle / 10})
-        if _fits(name, workload.model_copy(update={"gpu": gpu}), state):
-            low = middle
-        else:
-            high = middle - 1
-    return low / 10 if low >= workload.gpu.gib else None
-
-
-def _fits(name: str, workload: Workload, state: PoolState) -> bool:
-    trial = state.copy()
-    return trial.add(name, workload) == workload.replicas.min and name in trial.members
-
-
-def _either(changes: Sequence[str]) -> str:
-    return changes[0] if len(changes) == 1 else ", ".join(changes[:-1]) + f", or {changes[-1]}"
+    return max(state.members, key=lambda member: state.need(state.members[member]).wake_kib)
 
 
 def _device(state: PoolState) -> str:

@@ -47,12 +47,14 @@ def test_it_fits_80_columns_and_says_who_holds_what(snapshot: Snapshot) -> None:
     text = shown(snapshot)
     lines = text.splitlines()
     assert max(len(line) for line in lines) <= 80
-    assert "GPU 0 NVIDIA L4  pool shared, 4.7 of 23.0 GiB used, SM 42%" in text
+    assert lines[0].endswith("  1 GPU, 3 replicas, 1 waits for memory")
+    assert "GPU 0 NVIDIA L4  pool shared, 10 GiB: 4.2 held, 6.0 lent, 4.0 free to lend" in lines
+    assert "  4.7 of 23.0 GiB used, SM 42%" in lines
     writer = next(line.split() for line in lines if "writer" in line)
     assert writer == ["W", "writer", "10", "resident", "3.0", "5.0", "5.0", "3.0", "3", "2"]
     assert "  wait for memory: painter" in lines
     assert "  process 77 is no replica, holds 1.0 GiB" in lines
-    bar = next(line for line in lines if "GiB free" in line)
+    bar = next(line for line in lines if line.endswith("  letters held, - lent"))
     assert bar.count("W") == 12, "3 of 10 GiB in 40 cells"
     assert bar.count("P") == 1
     assert bar.count("?") == 4

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
-import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
-from multiprocessing.connection import Connection
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -20,20 +18,38 @@ pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("agents_folder")]
 GPU = "GPU-1"
 
 
-def hold(told: Connection) -> None:
-    """A process that takes its turn and keeps it."""
-    with StartTurn(GPU, "writer"):
-        told.send("has it")
-        signal.pause()
+HOLD = """
+import signal
+from cotenant.agent.turns import StartTurn
+with StartTurn("GPU-1", "writer"):
+    print("has it", flush=True)
+    signal.pause()
+"""
+
+FORK = """
+import os, select, signal
+from cotenant.agent.turns import StartTurn
+read, write = os.pipe()
+with StartTurn("GPU-1", "writer"):
+    child = os.fork()
+    if not child:
+        with StartTurn("GPU-1", "painter"):
+            os.write(write, b"x")
+        os._exit(0)
+    print("early" if select.select([read], [], [], 0.3)[0] else "waits", flush=True)
+print("then" if select.select([read], [], [], 5)[0] else "never", flush=True)
+os.waitpid(child, 0)
+"""
 
 
 @pytest.fixture
-def holder() -> multiprocessing.process.BaseProcess:
-    here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=hold, args=(there,), daemon=True)
-    process.start()
-    assert here.recv() == "has it"
-    return process
+def holder() -> Iterator[subprocess.Popen[str]]:
+    """A process that has the turn. A fresh one: a fork of this one would inherit its threads' locks."""
+    with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "has it\n"
+        yield process
+        process.kill()
 
 
 def in_thread(do: Callable[[], None]) -> threading.Thread:
@@ -43,7 +59,7 @@ def in_thread(do: Callable[[], None]) -> threading.Thread:
 
 
 def test_who_waits_is_told_for_whom_and_goes_on_when_that_one_dies(
-    holder: multiprocessing.process.BaseProcess,
+    holder: subprocess.Popen[str],
 ) -> None:
     said: list[str] = []
     waits, entered = threading.Event(), threading.Event()
@@ -59,17 +75,14 @@ def test_who_waits_is_told_for_whom_and_goes_on_when_that_one_dies(
     in_thread(start)
     assert waits.wait(5)
     assert not entered.is_set()
-    os.kill(holder.pid or 0, signal.SIGKILL)
+    holder.kill()
     assert entered.wait(5)
     assert said == [f"painter waits for writer (pid {holder.pid}) to finish starting on GPU-1"]
-    holder.join()
 
 
-def test_another_gpu_has_a_turn_of_its_own(holder: multiprocessing.process.BaseProcess) -> None:
+def test_another_gpu_has_a_turn_of_its_own(holder: subprocess.Popen[str]) -> None:
     with StartTurn("GPU-2", "painter"):
-        assert holder.is_alive()
-    holder.kill()
-    holder.join()
+        assert holder.poll() is None
 
 
 async def test_two_in_one_process_take_turns_too() -> None:
@@ -87,15 +100,9 @@ async def test_two_in_one_process_take_turns_too() -> None:
     assert order == ["a in", waits, "a out", "b in", "b out"]
 
 
-def test_a_child_does_not_have_its_parents_turn(agents_folder: Path) -> None:
-    with StartTurn(GPU, "writer"):
-        here, there = multiprocessing.Pipe()
-        child = multiprocessing.get_context("fork").Process(target=hold, args=(there,), daemon=True)
-        child.start()
-        assert not here.poll(0.3), "it waits although it inherited all that the parent knows"
-    assert here.poll(5)
-    child.kill()
-    child.join()
+def test_a_child_does_not_have_its_parents_turn() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.split() == ["waits", "then"], done.stderr
 
 
 def test_leaving_by_an_error_gives_the_turn_back() -> None:

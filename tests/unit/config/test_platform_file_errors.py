@@ -115,6 +115,11 @@ CASES = {
         "platform.yaml:2: workloads.My_Writer: a name is lower-case letters, digits and dashes, at most 40; "
         "got 'My_Writer'",
     ),
+    "MIG profile in capitals": (
+        "workloads:\n  m: {mockup: {}, gpu: {vram_gib: 1}}\n"
+        "environments: {local: {pools: {shared: {accelerator: nvidia-tesla-a100, mig: 1G.10GB}}}}\n",
+        "platform.yaml:3: pools.shared.mig takes a MIG profile in lower case, e.g. 1g.10gb; got '1G.10GB'",
+    ),
     "a door's name": (
         "workloads:\n  gateway: {mockup: {}, gpu: {vram_gib: 1}}\n" + LOCAL,
         "platform.yaml:2: workloads.gateway 'gateway' is a front door's name; call the workload something else",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Iterator
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -10,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cotenant.config import Platform
+from cotenant.config import GpuBudget, MockupSpec, Platform
 from cotenant.errors import PlanError
+from cotenant.gpu.advice import Supposed
 from cotenant.gpu.fewest import Packing, fewest
 from cotenant.gpu.packing import Gpus
 from cotenant.gpu.plan import GpuFill, PoolPlan, plan
@@ -118,8 +122,22 @@ def test_what_of_the_maximum_does_not_fit_is_a_warning_and_the_minimum_keeps_its
             {"captions": workload(30)},
             {"shared": pool()},
             "captions needs 30 GiB, but the largest GPU it may use, nvidia-l4 of pool shared, has 22 usable GiB; lower "
-            "vram_gib of captions to 22 or give it a pool with a larger GPU (nvidia-tesla-a100 would do)",
+            "vram_gib of captions to 22, or give it a pool with a larger GPU (nvidia-tesla-a100 would do)",
             id="a replica fits no GPU",
+        ),
+        pytest.param(
+            {"captions": workload(30), "writer": workload(12)},
+            {"shared": pool()},
+            "captions needs 30 GiB, but the largest GPU it may use, nvidia-l4 of pool shared, has 22 usable GiB; lower "
+            "vram_gib of captions to 9.9, or give it a pool with a larger GPU (nvidia-tesla-a100 would do)",
+            id="a replica fits no GPU, and another is there",
+        ),
+        pytest.param(
+            {"captions": workload(300)},
+            {"shared": pool()},
+            "captions needs 300 GiB, but the largest GPU it may use, nvidia-l4 of pool shared, has 22 usable GiB; give "
+            "it a pool with a larger GPU",
+            id="a replica fits no GPU there is",
         ),
         pytest.param(
             {"writer": workload(12.8, low=2), "captions": workload(11.5)},
@@ -155,9 +173,34 @@ def test_what_of_the_maximum_does_not_fit_is_a_warning_and_the_minimum_keeps_its
             {"painter": workload(20, residency="sleep"), "writer": workload(5)},
             {"shared": pool(9), "small": pool(vram_gib=4)},
             "writer needs 5 GiB at minimum, but pool shared keeps 19.4 of 22.0 GiB free so that painter can wake, and "
-            "2.6 can be booked, and the nvidia-l4 of pool small has 4 GiB; lower vram_gib of writer to 2.6, or give "
-            "writer residency: sleep (it then books 0.6 GiB, 4.4 less)",
+            "2.6 can be booked, and the nvidia-l4 of pool small has 4 GiB; drop residency of painter, lower vram_gib "
+            "of painter to 17.6, lower vram_gib of writer to 4, or give writer residency: sleep (it then books 0.6 "
+            "GiB, 4.4 less)",
             id="wake-up room takes what it would book",
+        ),
+        pytest.param(
+            {"extra": workload(20, residency="sleep"), "mockups": workload(1.5), "writer": workload(12)},
+            {"shared": pool(9)},
+            "writer needs 12 GiB at minimum, but pool shared keeps 19.4 of 22.0 GiB free so that extra can wake, and "
+            "2.6 can be booked; drop residency of extra, lower vram_gib of extra to 10.6, or give writer residency: "
+            "sleep (it then books 0.6 GiB, 11.4 less)",
+            id="wake-up room takes what it would book, and under a quarter of its budget is no advice",
+        ),
+        pytest.param(
+            {"extra": workload(20, residency="sleep"), "painter": workload(8, residency="sleep"), "w": workload(12)},
+            {"shared": pool(9)},
+            "w needs 12 GiB at minimum, but pool shared keeps 19.4 of 22.0 GiB free so that extra can wake, and 2.6 "
+            "can be booked; drop residency of extra and painter, lower vram_gib of extra to 10.6, or give w residency: "
+            "sleep (it then books 0.6 GiB, 11.4 less)",
+            id="two that sleep take what it would book",
+        ),
+        pytest.param(
+            {"extra": workload(3, low=2), "mockups": workload(1.5), "writer": workload(5)},
+            {"shared": pool(vram_gib=11)},
+            "extra needs 2 x 3 GiB at minimum, but pool shared has room for 1; raise nodes.max of pool shared from 1 "
+            "to 2, lower vram_gib of extra to 2.2, give extra residency: sleep (it then books 0.6 GiB, 2.4 less), or "
+            "lower replicas.min of extra to 1",
+            id="what is smaller needs its room too",
         ),
         pytest.param(
             {"painter": workload(20, residency="sleep"), "lazy": workload(18, low=9, residency="sleep")},
@@ -165,6 +208,13 @@ def test_what_of_the_maximum_does_not_fit_is_a_warning_and_the_minimum_keeps_its
             "lazy needs 9 x 0.6 GiB asleep and 17.4 GiB to wake, but pool shared has room for 3; raise nodes.max of "
             "pool shared from 1 to 3, or lower replicas.min of lazy to 3",
             id="too many that sleep",
+        ),
+        pytest.param(
+            {"lazy": workload(20, low=9, residency="sleep")},
+            {"shared": pool(1)},
+            "lazy needs 9 x 0.6 GiB asleep and 19.4 GiB to wake, but pool shared has no room for so many; raise "
+            "nodes.max of pool shared from 1 to 3, lower vram_gib of lazy to 17.2, or lower replicas.min of lazy to 4",
+            id="too many that sleep, and nobody else",
         ),
         pytest.param(
             {"writer": workload(4)},
@@ -401,6 +451,24 @@ def test_the_minimum_stays_where_it_was_placed_if_packing_it_again_takes_more_no
     assert made.workloads["a"].placed_max == 2
 
 
+def test_changes_of_a_large_platform_are_tried_too() -> None:
+    """Of those, only what fits without packing afresh is looked at; what is said still has a plan."""
+    workloads = {f"w{i}": workload(1) for i in range(90)} | {"x": workload(10)}
+    with pytest.raises(PlanError) as refused:
+        plan(platform(workloads, shared=pool(3)))
+    lines = str(refused.value).splitlines()
+    nodes = int(lines[0].partition("raise nodes.max of pool shared from 3 to ")[2].split(",")[0])
+    kept = {name: its for name, its in workloads.items() if name not in [line.split()[0] for line in lines[1:]]}
+    assert plan(platform(kept, shared=pool(nodes)))
+
+
+def test_cpus_are_said_in_three_digits() -> None:
+    made = plan(platform({"w": workload(2, low=10, cpus=1.23456)}))
+    assert "book up to 12.3 CPUs" in made.warnings[0]
+    made = plan(platform({"w": workload(2, low=10, cpus=1000)}))
+    assert "book up to 10000 CPUs" in made.warnings[0]
+
+
 def test_only_the_first_refusals_are_explained_in_full() -> None:
     with pytest.raises(PlanError) as refused:
         plan(platform({f"w{i}": workload(20) for i in range(9)}))
@@ -410,13 +478,34 @@ def test_only_the_first_refusals_are_explained_in_full() -> None:
     assert lines[-1].endswith("; let pool shared grow past 1 node, or lower vram_gib or replicas.min")
 
 
+def test_what_stands_in_no_file_is_led_by_how_it_was_given_and_told_what_it_can_say() -> None:
+    extra = Supposed(source="--add extra=12", mockup=MockupSpec(), gpu=GpuBudget(vram_gib=12))
+    of_file = platform({"writer": workload(14)})
+    with pytest.raises(PlanError) as refused:
+        plan(of_file.model_copy(update={"workloads": {**of_file.workloads, "extra": extra}}))
+    assert str(refused.value) == (
+        "--add extra=12: extra needs 12 GiB at minimum, but the emptiest nvidia-l4 of pool shared has 8.0 of 22.0 GiB "
+        "left; raise nodes.max of pool shared from 1 to 2, or lower vram_gib of extra to 7.9"
+    )
+
+
+def test_where_no_change_helps_what_stands_in_no_file_is_told_so_too() -> None:
+    extra = Supposed(source="--add extra=2", mockup=MockupSpec(), gpu=GpuBudget(vram_gib=2))
+    of_file = platform({f"w{i}": workload(21) for i in range(8)})
+    with pytest.raises(PlanError) as refused:
+        plan(of_file.model_copy(update={"workloads": {**of_file.workloads, "extra": extra}}))
+    last = str(refused.value).splitlines()[-1]
+    assert last.startswith("--add extra=2: extra needs 2 GiB at minimum")
+    assert last.endswith("; let pool shared grow past 1 node, or lower its vram_gib")
+
+
 BUDGETS = st.one_of(st.floats(0.1, 22), st.sampled_from([22 / 3, 11.0, 22 / 7, 5.5, 22.0]))
 WORKLOADS = st.dictionaries(
     st.sampled_from([f"w{i}" for i in range(12)]),
     st.builds(
         lambda gib, low, more, asleep, per_node: {
             **workload(gib, low, max(1, low + more)),
-            "gpu": {"vram_gib": gib, "asleep_gib": asleep},
+            "gpu": {"vram_gib": gib, "asleep_gib": None if asleep is None else min(asleep, gib)},
             "residency": "always" if asleep is None else "sleep",
             "replicas": {"min": low, "max": max(1, low + more), "per_node": per_node},
         },
@@ -467,6 +556,50 @@ def test_a_plan_never_overcommits_and_places_all_it_says(
         assert booking.replicas_min <= booking.placed_max <= booking.replicas_max
     assert bool(made.warnings) >= any(b.placed_max < b.replicas_max for b in made.workloads.values())
     assert plan(made_for) == made
+
+
+ADVICE = {
+    "nodes": re.compile(r"raise nodes.max of pool (\S+) from \d+ to (\d+)"),
+    "gib": re.compile(r"lower vram_gib of (\S+) to ([\d.]+\d)"),
+    "least": re.compile(r"lower replicas.min of (\S+) to (\d+)"),
+    "sleep": re.compile(r"give (\S+) residency: sleep"),
+    "awake": re.compile(r"drop residency of ([^\s,;]+(?: and [^\s,;]+)*)"),
+}
+
+
+def followed(made_for: dict[str, Any], line: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each advice of a refusal, and the platform that follows it."""
+    for kind, pattern in ADVICE.items():
+        for match in pattern.finditer(line):
+            changed = deepcopy(made_for)
+            if kind == "nodes":
+                changed["pools"][match[1]]["nodes"]["max"] = int(match[2])
+            elif kind == "gib":
+                changed["workloads"][match[1]]["gpu"]["vram_gib"] = float(match[2])
+            elif kind == "least":
+                changed["workloads"][match[1]]["replicas"]["min"] = int(match[2])
+            else:
+                for name in match[1].split(" and "):
+                    changed["workloads"][name]["residency"] = "sleep" if kind == "sleep" else "always"
+            yield match[0], changed
+
+
+@settings(max_examples=150, deadline=None)
+@given(WORKLOADS, st.integers(1, 3), st.integers(1, 2), st.sampled_from([4.3, 12.0, 22.0]))
+def test_whoever_follows_an_advice_has_a_plan(
+    workloads: dict[str, Any], nodes: int, pools: int, usable_gib: float
+) -> None:
+    given_pools = {f"p{i}": pool(nodes, machine=None, vram_gib=usable_gib, usd_per_h=1.0 + i) for i in range(pools)}
+    made_for = {"environment": "test", "workloads": workloads, "pools": given_pools}
+    try:
+        plan(Platform.model_validate(made_for))
+    except PlanError as refused:
+        lines = str(refused).splitlines()
+        left_out = [line.split()[0] for line in lines]
+        for name, line in zip(left_out, lines, strict=True):
+            kept = {n: w for n, w in workloads.items() if n == name or n not in left_out}
+            for advice, changed in followed({**made_for, "workloads": kept}, line):
+                assert plan(Platform.model_validate(changed)), advice
 
 
 def assert_holds(gpu: GpuFill, planned: PoolPlan, bookings: Any) -> None:

@@ -53,7 +53,7 @@ def test_there_is_one_application_for_each_workload_and_door_and_none_has_a_rout
 def test_a_renderer_books_its_share_on_its_pool() -> None:
     _, config = shipped("dev")
     options = deployment(config, "mockups")["ray_actor_options"]
-    assert options == {"num_cpus": 1.0, "num_gpus": 0.0722, "resources": {"cotenant-pool-shared": 0.001}}
+    assert options == {"num_cpus": 1.0, "num_gpus": 0.0962, "resources": {"cotenant-pool-shared": 0.001}}
 
 
 def test_an_llm_books_by_placement_group_since_its_workers_are_actors_of_their_own() -> None:
