@@ -130,7 +130,10 @@ def paint(url: str) -> str:
     """A picture by the bundled pipeline: its weights are random, so what it paints is noise."""
     client = OpenAI(base_url=f"{url}/v1", api_key=os.environ.get("COTENANT_API_KEY", "none"))
     answer = client.images.generate(
-        model=PAINTER, prompt="a mug on a table", size="64x64", extra_body={"seed": 7}  # type: ignore[arg-type]
+        model=PAINTER,
+        prompt="a mug on a table",
+        size="64x64",
+        extra_body={"seed": 7},  # type: ignore[arg-type]
     )
     (OUT / "noise.png").write_bytes(base64.b64decode(answer.data[0].b64_json or ""))  # type: ignore[index]
     return "demo/out/noise.png, 64x64 (random weights: noise)"
