@@ -27,7 +27,13 @@ def workloads() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def shell(tmp_path_factory: pytest.TempPathFactory, workloads: dict[str, Any]) -> Shell:
+def gpu_gib() -> float:
+    """Memory of the one virtual GPU."""
+    return 12
+
+
+@pytest.fixture(scope="session")
+def shell(tmp_path_factory: pytest.TempPathFactory, workloads: dict[str, Any], gpu_gib: float) -> Shell:
     folder = tmp_path_factory.mktemp("platform")
     # The converted model is worth keeping between runs; run records and tokens are not.
     home = tmp_path_factory.mktemp("home")
@@ -44,7 +50,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory, workloads: dict[str, Any]) -
         "name": "accept",
         "workloads": workloads,
         "gateway": {"port": free_port()},
-        "environments": {"local": {"pools": {"shared": {"accelerator": "cpu", "vram_gib": 12}}}},
+        "environments": {"local": {"pools": {"shared": {"accelerator": "cpu", "vram_gib": gpu_gib}}}},
     }
     made = Shell(folder, environment, folder / "platform.yaml", content)
     made.write(content)

@@ -29,7 +29,7 @@ PROMPT = [{"role": "user", "content": "Count from one to fifty in words."}]
 
 @pytest.fixture(scope="session")
 def workloads() -> dict[str, Any]:
-    """Three that fit together only while one of the two that sleep does; and none of them on demand."""
+    """Three of which two can sleep, and one of those two has to."""
     return {
         "writer": {"llm": {"model": "smollm2-135m", "context_tokens": 1024}, "gpu": {"vram_gib": 5}},
         "mugs": {
@@ -43,6 +43,12 @@ def workloads() -> dict[str, Any]:
             "residency": "sleep",
         },
     }
+
+
+@pytest.fixture(scope="session")
+def gpu_gib() -> float:
+    """5 for the writer, both floors, and room for one to wake: 8 would hold all three."""
+    return 7.5
 
 
 @pytest.fixture(scope="session")
@@ -114,8 +120,9 @@ def test_what_does_not_fit_at_once_is_served_by_turns(up: Shell, url: str, clien
     first = paint(client), render(url).content
     for _ in range(3):
         assert (paint(client), render(url).content) == first
+    tiers = {"writer": "resident", "mugs": "resident", "painter": "asleep"}
+    eventually(lambda: {name: row["tier"] for name, row in up.replicas().items()} == tiers, within_s=10)
     held = up.replicas()
-    assert held["writer"]["tier"] == "resident"
     assert {name: row["residency"] for name, row in held.items()} == {
         "writer": "always", "mugs": "sleep", "painter": "sleep",
     }  # fmt: skip
@@ -189,6 +196,18 @@ def test_a_sleeper_killed_while_it_wakes_comes_back_and_leaves_nothing(
     assert rows[workload]["pid"] != pid
 
 
+def test_a_killed_llm_comes_back_and_leaves_no_process_behind(up: Shell, url: str, client: OpenAI) -> None:
+    (pid,) = up.pids()["writer"]
+    family = psutil.Process(pid).children(recursive=True)
+    assert family
+    os.kill(pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+    assert render(url).status_code == 200
+    eventually(lambda: up.replicas().get("writer", {}).get("tier") == "resident", within_s=150)
+    assert tokens(client, 8)
+
+
 def test_jobs_wake_a_sleeper_too(up: Shell, url: str) -> None:
     render(url)
     lines = [
@@ -205,6 +224,12 @@ def test_jobs_wake_a_sleeper_too(up: Shell, url: str) -> None:
     assert [r["response"]["status_code"] for r in results] == [200] * 4
 
 
+def gpu_counts(up: Shell) -> dict[str, int]:
+    """How often each workload was lent its budget so far."""
+    (agent,) = json.loads(up.command("top", "--once", "--json").stdout)["agents"]
+    return {tally["workload"]: tally["wakes"] for tally in agent["tallies"]}
+
+
 def test_memory_stays_flat_over_sleeps_and_wakes(up: Shell, url: str, client: OpenAI) -> None:
     def swap(times: int) -> dict[str, float]:
         for _ in range(times):
@@ -214,7 +239,11 @@ def test_memory_stays_flat_over_sleeps_and_wakes(up: Shell, url: str, client: Op
         return {name: rows[name]["held_mib"] for name in ("mugs", "painter")}
 
     settled = swap(5)
+    before = gpu_counts(up)
     later = swap(20)
+    after = gpu_counts(up)
+    for name in ("mugs", "painter"):
+        assert after[name] - before[name] >= 19, "they slept and woke by turns"
     for name, mib in later.items():
         assert mib <= settled[name] * 1.15 + 40, (settled, later)
 
