@@ -1,4 +1,4 @@
-"""One platform, brought up once by the shipped command as a user would, for all acceptance tests."""
+"""One platform a module, brought up once by the shipped command as a user would."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.acceptance)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def workloads() -> dict[str, Any]:
     """What the platform serves; a module of tests may want others."""
     return {
@@ -26,13 +26,13 @@ def workloads() -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def gpu_gib() -> float:
     """Memory of the one virtual GPU."""
     return 12
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory, workloads: dict[str, Any], gpu_gib: float) -> Shell:
     folder = tmp_path_factory.mktemp("platform")
     # The converted model is worth keeping between runs; run records and tokens are not.
@@ -57,7 +57,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory, workloads: dict[str, Any], g
     return made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def up(shell: Shell) -> Iterator[Shell]:
     """`shell` with its platform running; stopped at the end, and checked to have left nothing behind."""
     try:

@@ -27,7 +27,7 @@ KEY = {"authorization": "Bearer sk-acme-1"}
 PROMPT = [{"role": "user", "content": "Count from one to fifty in words."}]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def workloads() -> dict[str, Any]:
     """Three of which two can sleep, and one of those two has to."""
     return {
@@ -45,18 +45,18 @@ def workloads() -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def gpu_gib() -> float:
     """5 for the writer, both floors, and room for one to wake: 8 would hold all three."""
     return 7.5
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def url(up: Shell) -> str:
     return up.state().gateway_url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(url: str) -> OpenAI:
     return OpenAI(base_url=f"{url}/v1", api_key="sk-acme-1", max_retries=0, timeout=180)
 
