@@ -8,6 +8,7 @@
     ├── DeployFailed           Serve took the config and could not run it (exit code 1)
     ├── JobsFileError          a file of jobs is wrong: nothing of it was published (exit code 2)
     ├── JobError               a job can't be taken further
+    │   ├── RequestRefused     a request about jobs, batches or files is wrong: answered with its HTTP status
     │   ├── MalformedJob       the message is not a job, and never will be
     │   ├── IdentityConflict   another job already has this tenant, batch and custom_id
     │   ├── SourceUnavailable  Pub/Sub did not answer: nothing is lost, try again
@@ -88,6 +89,16 @@ class JobsFileError(CotenantError):
 
 class JobError(CotenantError):
     """A job can't be taken further."""
+
+
+class RequestRefused(JobError):
+    """A request about jobs, batches or files is wrong. `status`, `param` and `code` are for the reply."""
+
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
 
 
 class MalformedJob(JobError):

@@ -61,7 +61,7 @@ class World:
     def line(self, custom_id: str) -> Any:
         """The output line of a job's visible result."""
         (key,) = [key for key in self.store.results if f"/{custom_id}-" in key]
-        return json.loads(self.store.objects[key])["line"]
+        return json.loads(self.store.objects.objects[key])["line"]
 
     @property
     def dead(self) -> list[Message]:
@@ -73,7 +73,7 @@ class World:
 
     def _watch(self) -> None:
         """Keep the order of what becomes visible."""
-        create, publish, ack = self.store._create, self.source.publish, self.source.ack
+        create, publish, ack = self.store.objects.create, self.source.publish, self.source.ack
 
         async def created(key: str, data: bytes) -> bool:
             done = await create(key, data)
@@ -90,7 +90,7 @@ class World:
             await ack(ack_ids)
             self.events += ["ack"] * len(ack_ids)
 
-        self.store._create = created  # type: ignore[method-assign]
+        self.store.objects.create = created  # type: ignore[method-assign]
         self.source.publish = published  # type: ignore[method-assign]
         self.source.ack = acked  # type: ignore[method-assign]
         self.pump = self.new_pump()
@@ -138,7 +138,7 @@ async def test_a_picture_is_asked_for_as_bytes_and_a_large_one_lies_beside_the_r
     assert accepts == ["image/*"]
     body = world.line("big")["response"]["body"]
     assert body["bytes"] == MAX_INLINE_BYTES
-    assert world.store.objects[body["object"].removeprefix("memory:///")] == b"x" * MAX_INLINE_BYTES
+    assert world.store.objects.objects[body["object"].removeprefix("memory:///")] == b"x" * MAX_INLINE_BYTES
 
 
 async def test_a_redelivery_finds_the_result_repeats_the_message_and_does_no_work() -> None:
@@ -610,7 +610,7 @@ async def _chaos(endings: list[str], faults: list[tuple[str, int]], duplicates: 
         world.source.down.clear()
     await world.settled(within_s=4000)
 
-    buried = {key.split("/")[-1] for key in world.store.objects if "/dead/" in key}
+    buried = {key.split("/")[-1] for key in world.store.objects.objects if "/dead/" in key}
     finished = {key.split("/")[-1] for key in world.store.results}
     assert len(finished | buried) == 12
     assert len(world.store.results) == len(finished)
