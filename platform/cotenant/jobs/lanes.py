@@ -37,7 +37,7 @@ def topic_of(jobs: Jobs, lane: str) -> str:
 
 
 def lane_jobs(jobs: Jobs, lane: str) -> Jobs:
-    """`jobs` with the topic and the subscription of a lane. Only the main lane is filtered: its topic may be others'."""
+    """`jobs` with a lane's topic and subscription. Only the main lane is filtered: its topic may be others'."""
     names = {"topic": topic_of(jobs, lane), "subscription": f"{jobs.subscription}{lane}"}
     return jobs.model_copy(update=names if lane == MAIN else {**names, "filter": None})
 

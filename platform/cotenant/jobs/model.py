@@ -119,7 +119,7 @@ class Job:
     url: str
     body: bytes | None
     body_ref: BodyRef | None = None
-    wishes: Wishes = field(default_factory=lambda: Wishes())
+    wishes: Wishes = field(default_factory=Wishes)
 
     @property
     def sha256(self) -> str:

@@ -56,6 +56,10 @@ class Outcome(str, enum.Enum):
     HANDED_BACK = "handed_back"
     EXHAUSTED = "attempts_exhausted"
     BURIED = "buried"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    FORWARDED = "forwarded"
+    WATCHING = "watching"
 
 
 class Action(str, enum.Enum):
@@ -106,6 +110,10 @@ TABLE: Mapping[Outcome, Rule] = {
     Outcome.UNKNOWN_WORKLOAD: Rule(Action.DEAD_LETTER),
     Outcome.EXHAUSTED: Rule(Action.DEAD_LETTER),
     Outcome.BURIED: Rule(Action.ACK),
+    Outcome.CANCELLED: Rule(Action.ACK),
+    Outcome.EXPIRED: Rule(Action.ACK),
+    Outcome.FORWARDED: Rule(Action.ACK),
+    Outcome.WATCHING: Rule(Action.HOLD),
 }
 
 
