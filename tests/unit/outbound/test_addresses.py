@@ -65,7 +65,8 @@ def test_an_ipv4_inside_is_inside_in_every_notation(address: ipaddress.IPv4Addre
     "host",
     [
         "localhost", "LOCALHOST", "localhost.", "a.localhost", "printer.local", "metadata.google.internal", "db",
-        "metadata", "nas.home.arpa", "host.localdomain", "::1", "fe80::1%25eth0", "fd00::1", "127.1", "0", "0x7f.1",
+        "metadata", "home.arpa", "nas.home.arpa", "host.localdomain", "::1", "fe80::1%25eth0", "fd00::1", "127.1", "0",
+        "0x7f.1",
     ],
 )  # fmt: skip
 def test_a_name_that_can_only_be_inside_is_told_by_its_text(host: str) -> None:
