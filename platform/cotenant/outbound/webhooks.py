@@ -73,9 +73,10 @@ class Secret:
 
 @dataclass(frozen=True)
 class Secrets:
-    """Every tenant's secrets, in the order in which they were listed."""
+    """Every tenant's secrets, in the order in which they were listed, and the variable that listed them."""
 
     tenants: Mapping[str, Sequence[Secret]] = field(default_factory=dict, repr=False)
+    variable: str = SECRETS
 
     def for_tenant(self, tenant: str) -> Sequence[Secret]:
         """The secrets that sign for `tenant`: one, or several while they are rotated.
@@ -86,13 +87,13 @@ class Secrets:
         found = self.tenants.get(tenant, ())
         if not found:
             raise EnvironmentFault(
-                f"tenant {tenant} has no webhook secret; add {tenant}:{SECRET_PREFIX}… to the variable {SECRETS}"
+                f"tenant {tenant} has no webhook secret; add {tenant}:{SECRET_PREFIX}… to the variable {self.variable}"
             )
         return found
 
 
-def load_secrets(environ: Mapping[str, str]) -> Secrets:
-    """The secrets that `COTENANT_WEBHOOK_SECRETS` lists: `tenant:whsec_…`, comma-separated; without tenant, `default`.
+def load_secrets(environ: Mapping[str, str], variable: str = SECRETS) -> Secrets:
+    """The secrets that `variable` lists: `tenant:whsec_…`, comma-separated; one without tenant is `default`'s.
 
     A tenant that is listed twice has both: that is how a secret is rotated.
 
@@ -101,7 +102,7 @@ def load_secrets(environ: Mapping[str, str]) -> Secrets:
     """
     tenants: dict[str, list[Secret]] = {}
     owners: dict[bytes, str] = {}
-    for number, raw in enumerate(environ.get(SECRETS, "").split(","), start=1):
+    for number, raw in enumerate(environ.get(variable, "").split(","), start=1):
         if not (entry := raw.strip()):
             continue
         tenant, colon, text = entry.partition(":")
@@ -115,16 +116,16 @@ def load_secrets(environ: Mapping[str, str]) -> Secrets:
             secret = Secret.parse(text.strip())
         except ValueError as error:
             raise EnvironmentFault(
-                f"entry {number} of the variable {SECRETS} is not tenant:{SECRET_PREFIX}…; {error}; "
+                f"entry {number} of the variable {variable} is not tenant:{SECRET_PREFIX}…; {error}; "
                 'make one with: echo "whsec_$(openssl rand -base64 32)"'
             ) from None
         if owners.setdefault(secret.key, tenant) != tenant:
             raise EnvironmentFault(
-                f"entry {number} of the variable {SECRETS} gives {tenant} a secret that another tenant has; change one"
+                f"entry {number} of the variable {variable} gives {tenant} a secret that another tenant has; change one"
             )
         if secret not in tenants.setdefault(tenant, []):
             tenants[tenant].append(secret)
-    return Secrets({tenant: tuple(listed) for tenant, listed in tenants.items()})
+    return Secrets({tenant: tuple(listed) for tenant, listed in tenants.items()}, variable)
 
 
 # --- messages ---

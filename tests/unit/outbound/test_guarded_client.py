@@ -65,6 +65,16 @@ async def test_a_redirect_is_a_new_hop_with_the_same_checks() -> None:
         await get(client(Network(*[answer(b"", status="302 Found", location="/again")] * 3)), "http://example.com/")
 
 
+@pytest.mark.parametrize(
+    "location", ["http://[::1/", "http://exa mple.com:x/", "http://u:p@example.com/", "gopher://a/"]
+)
+async def test_a_redirect_to_what_is_no_url_is_refused(location: str) -> None:
+    network = Network(answer(b"", status="302 Found", location=location))
+    with pytest.raises(UrlInvalid):
+        await get(client(network), "http://example.com/")
+    assert len(network.connected) == 1
+
+
 async def test_a_redirect_from_a_trusted_host_is_not_trusted() -> None:
     network = Network(answer(b"", status="302 Found", location="http://inside.example/"))
     with pytest.raises(UrlRefused):

@@ -180,6 +180,15 @@ def test_a_tenant_without_a_secret_is_told_what_to_set(environ: dict[str, str]) 
         load_secrets(environ).for_tenant("acme")
 
 
+def test_another_variable_is_read_and_named_where_it_is_asked_for() -> None:
+    secrets = load_secrets({"HOOKS": f"acme:{text_of(bytes(32))}", "COTENANT_WEBHOOK_SECRETS": "broken"}, "HOOKS")
+    assert len(secrets.for_tenant("acme")) == 1
+    with pytest.raises(EnvironmentFault, match="to the variable HOOKS"):
+        secrets.for_tenant("bolt")
+    with pytest.raises(EnvironmentFault, match="entry 1 of the variable HOOKS"):
+        load_secrets({"HOOKS": "broken"}, "HOOKS")
+
+
 def test_the_default_tenants_secret_is_nobody_elses() -> None:
     secrets = load_secrets({"COTENANT_WEBHOOK_SECRETS": text_of(bytes(32))})
     with pytest.raises(EnvironmentFault):
