@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -178,7 +177,7 @@ class MemoryBroker:
         self.topics[topic].append(message)
         for waiting in self._subscriptions.values():
             if waiting.spec.topic == topic:
-                waiting.add(_Queued(message, message_id, time.time()))
+                waiting.add(_Queued(message, message_id, self.clock.unix_s()))
         return message_id
 
     def check(self, name: str) -> None:
@@ -284,6 +283,7 @@ class MemoryLanes:
         self._jobs = jobs
         self._pull_wait_s = pull_wait_s
         self._broker = MemoryBroker(clock=clock, project=jobs.project)
+        self._lanes: dict[str, MemorySource] = {}
 
     @property
     def topics(self) -> dict[str, deque[Message]]:
@@ -301,8 +301,10 @@ class MemoryLanes:
         return self._broker.unsettled
 
     def open(self, lane: str) -> MemorySource:
-        """A lane. To open it again gives another source on the same subscription; to close it closes no other."""
-        return self._source(lane_jobs(self._jobs, lane), lane_topology(self._jobs, lane))
+        """A lane; the same one each time. To close it closes no other."""
+        if lane not in self._lanes:
+            self._lanes[lane] = self._source(lane_jobs(self._jobs, lane), lane_topology(self._jobs, lane))
+        return self._lanes[lane]
 
     def dead_letters(self) -> MemorySource:
         """The subscription that dead letters wait in; for `dead.DeadLetters`."""

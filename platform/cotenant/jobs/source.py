@@ -37,7 +37,7 @@ MAX_ORDERING_KEY_BYTES = 1024
 
 @dataclass(frozen=True)
 class Message:
-    """What is published."""
+    """What is published. Messages of one ordering key (not empty) are delivered in their order, where that is on."""
 
     data: bytes
     attributes: Mapping[str, str] = field(default_factory=dict)
