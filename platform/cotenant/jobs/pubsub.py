@@ -32,8 +32,10 @@ _MAX_ACK_BYTES = 400_000
 _MAX_NACK_DELAY_S = 600
 #: Ordering keys that are published at the same time.
 _KEYS_AT_ONCE = 8
-#: An ack that may succeed later is tried again after this, and after twice as long each time.
-_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 2.0
+#: Pauses before an ack that may succeed later is sent again, and before a pull that was told of nothing at once: each
+#: twice as long as the one before, up to the last.
+_FIRST_ACK_PAUSE_S, _LAST_ACK_PAUSE_S = 0.1, 2.0
+_FIRST_PULL_PAUSE_S, _LAST_PULL_PAUSE_S = 0.05, 0.4
 
 
 class PubSubSource:
@@ -65,27 +67,15 @@ class PubSubSource:
 
     async def pull(self, limit: int) -> Sequence[Delivery]:
         await self._connect()
-        request = pubsub_types.PullRequest(subscription=self._subscription, max_messages=min(limit, _MAX_MESSAGES))
-        try:
-            response = await self._connection.puller.pull(request, timeout=self._pull_wait_s, retry=None)
-        except google_errors.DeadlineExceeded as error:
-            if self._connection.reached:
-                return []
-            raise self._connection.unavailable("pull", error) from error
-        except FAILURES as error:
-            raise self._connection.unavailable("pull", error) from error
-        return [
-            Delivery(
-                ack_id=received.ack_id,
-                message_id=received.message.message_id,
-                data=bytes(received.message.data),
-                attributes=dict(received.message.attributes),
-                attempt=max(1, received.delivery_attempt),
-                published_at_s=received.message.publish_time.timestamp(),
-                ordering_key=received.message.ordering_key,
-            )
-            for received in response.received_messages
-        ]
+        end_s, pause_s = time.monotonic() + self._pull_wait_s, _FIRST_PULL_PAUSE_S
+        while True:
+            received = await self._pull(limit, max(0.01, end_s - time.monotonic()))
+            left_s = end_s - time.monotonic()
+            if received or left_s <= pause_s:
+                return [_delivery(one) for one in received]
+            # Pub/Sub may say at once that there is nothing, and the emulator does while a message waits for its time.
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LAST_PULL_PAUSE_S)
 
     async def extend(self, ack_ids: Sequence[str]) -> None:
         await self._modify(ack_ids, self._jobs.lease_s)
@@ -136,6 +126,19 @@ class PubSubSource:
             await self._connection.hold(self)
             self._connected = True
 
+    async def _pull(self, limit: int, wait_s: float) -> Sequence[Any]:
+        request = pubsub_types.PullRequest(subscription=self._subscription, max_messages=min(limit, _MAX_MESSAGES))
+        try:
+            response = await self._connection.puller.pull(request, timeout=wait_s, retry=None)
+        except google_errors.DeadlineExceeded as error:
+            if self._connection.reached:
+                return ()
+            raise self._connection.unavailable("pull", error) from error
+        except FAILURES as error:
+            raise self._connection.unavailable("pull", error) from error
+        received: Sequence[Any] = response.received_messages
+        return received
+
     async def _publish(self, topic: str, messages: Sequence[Message], numbers: Sequence[int], ids: list[str]) -> None:
         request = pubsub_types.PublishRequest(
             topic=f"projects/{self._jobs.project}/topics/{topic}",
@@ -174,7 +177,7 @@ class PubSubSource:
         """
         todo = list(_chunks(ack_ids))
         trouble: BaseException | None = None
-        deadline_s, pause_s = time.monotonic() + CALL_TIMEOUT_S, _FIRST_PAUSE_S
+        deadline_s, pause_s = time.monotonic() + CALL_TIMEOUT_S, _FIRST_ACK_PAUSE_S
         while todo:
             some = todo.pop()
             try:
@@ -187,7 +190,7 @@ class PubSubSource:
                         trouble = error
                         continue
                     await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, _LAST_PAUSE_S)
+                    pause_s = min(2 * pause_s, _LAST_ACK_PAUSE_S)
                     todo.append(passing)
                 if named:
                     rest = [one for one in some if one not in named]
@@ -231,6 +234,19 @@ def failures_by_id(error: BaseException) -> Mapping[str, str]:
         metadata: Any = getattr(detail, "metadata", None)
         named.update({ack_id: kind for ack_id, kind in dict(metadata or {}).items() if "_FAILURE" in kind})
     return named
+
+
+def _delivery(received: Any) -> Delivery:
+    message = received.message
+    return Delivery(
+        ack_id=received.ack_id,
+        message_id=message.message_id,
+        data=bytes(message.data),
+        attributes=dict(message.attributes),
+        attempt=max(1, received.delivery_attempt),
+        published_at_s=message.publish_time.timestamp(),
+        ordering_key=message.ordering_key,
+    )
 
 
 def _chunks(ack_ids: Sequence[str]) -> Iterator[list[str]]:
