@@ -293,9 +293,10 @@ class Steps:
             if not work.cancelled:
                 raise
             return None, Outcome.CANCELLED
-        except (WorkloadUnavailable, DeadlineExceeded, UnknownWorkload):
-            # The directory knows the workload, so one that is not there (yet) is down, and not the job's fault.
-            if await self._is_ready(served):
+        except (WorkloadUnavailable, DeadlineExceeded, UnknownWorkload) as error:
+            # The directory knows the workload, so one that is not there (yet) is down, and not the job's fault; it
+            # may have come up between the call and this look at it.
+            if await self._is_ready(served) and not isinstance(error, UnknownWorkload):
                 raise
             work.reason = self._why_not_ready(served)
             return None, Outcome.NOT_READY
