@@ -41,9 +41,13 @@ class Entry:
 
 
 class Objects(Protocol):
-    """Objects by key. `url` is where they are, without a slash at its end."""
+    """Objects by key. `url` is where they are, without a slash at its end.
+
+    `ordered`: `list` gives keys in their order, so who wants the first few may stop there.
+    """
 
     url: str
+    ordered: bool
 
     async def create(self, key: str, data: bytes) -> bool:
         """Put-if-absent; whether it was absent."""
@@ -52,6 +56,13 @@ class Objects(Protocol):
     async def put(self, key: str, data: bytes) -> None: ...
 
     async def get(self, key: str) -> bytes | None: ...
+
+    async def part(self, key: str, start: int, length: int) -> bytes | None:
+        """`length` bytes from `start` on, fewer at the object's end; None if it is not there.
+
+        `start` needs to lie within the object.
+        """
+        ...
 
     def read(self, key: str) -> AsyncIterator[bytes]:
         """The object in chunks; none if it is not there."""
@@ -111,6 +122,7 @@ class ObstoreObjects:
         self._open = store
         self._mark = mark
         self.url = url
+        self.ordered = isinstance(store, (GCSStore, S3Store, MemoryStore))
 
     @property
     def _store(self) -> Any:
@@ -137,6 +149,14 @@ class ObstoreObjects:
         try:
             found = await obstore.get_async(self._store, key)
             return bytes(await found.bytes_async())
+        except FileNotFoundError:
+            return None
+        except _FAILURES as error:
+            raise self._unavailable(key, error) from error
+
+    async def part(self, key: str, start: int, length: int) -> bytes | None:
+        try:
+            return bytes(await obstore.get_range_async(self._store, key, start=start, length=length))
         except FileNotFoundError:
             return None
         except _FAILURES as error:
@@ -205,6 +225,7 @@ class MemoryObjects:
 
     def __init__(self, url: str = "memory://") -> None:
         self.url = url
+        self.ordered = False
         self.down = False
         self.objects: dict[str, bytes] = {}
         self.created: list[str] = []
@@ -224,6 +245,11 @@ class MemoryObjects:
     async def get(self, key: str) -> bytes | None:
         self._check()
         return self.objects.get(key)
+
+    async def part(self, key: str, start: int, length: int) -> bytes | None:
+        self._check()
+        data = self.objects.get(key)
+        return None if data is None else data[start : start + length]
 
     async def read(self, key: str) -> AsyncIterator[bytes]:
         self._check()

@@ -246,7 +246,7 @@ class Steps:
         workload = work.workload or workload_of(work.lane)
         if job.wishes.queued_at_s is not None and workload:
             await self._records.leave_queue(workload, job.identity, job.wishes.queued_at_s)
-        if work.ended is Outcome.CANCELLED:
+        if work.ended is Outcome.CANCELLED or job.identity in self.marks:
             await self._store.forget_cancelled(job.identity)
         work.told = True
 
