@@ -41,6 +41,7 @@ from cotenant.jobs import emulator
 from cotenant.jobs.batcher import Batcher
 from cotenant.jobs.pubsub import PubSubSource
 from cotenant.jobs.source import Delivery, Message
+from deployments.replica import Answering
 
 REPLICAS, SLOTS = 2, 4
 WORKLOAD, MODEL = "bench", "bench-model"
@@ -61,7 +62,7 @@ def answer_to(body: bytes) -> bytes:
     return json.dumps({"object": "chat.completion", "model": MODEL, "choices": [choice]}).encode()
 
 
-class Engine:
+class Engine(Answering):
     """A replica that sleeps for as long as the job says."""
 
     async def call(self, call: Call) -> Reply:
