@@ -619,6 +619,9 @@ class _Ear:
         self._house.looks[errand.id] += 1
         return None if self._house.looks[errand.id] >= 3 else self._house.rng.uniform(0.5, 15.0)
 
+    async def tick(self) -> None:
+        return None
+
     async def job_ended(self, job: Job, result: Result) -> None:
         await self._wire.ask(self._nothing, "source", SourceUnavailable)
         self._house.told[job.identity.job_id] += 1
