@@ -243,7 +243,9 @@ class Pump:
         unknown = sum(not work.workload and work.undone for work in of_lane)
         if workload is not None:
             return self._room(workload) - unknown
-        return sum(self._room_for_main(name) for name in served) - unknown
+        # What can't be moved because its lane's topic does not answer stays here; it is bounded too.
+        most = sum(self._steps.slots.limit(name) + self._jobs.look_ahead for name in served)
+        return min(sum(self._room_for_main(name) for name in served) - unknown, 2 * most - len(of_lane))
 
     def _notify(self) -> None:
         for holding in self._holdings.values():
@@ -381,7 +383,7 @@ class Pump:
         self._notify()
 
     async def _hand_back(self) -> None:
-        for holding in self._holdings.values():
+        for holding in list(self._holdings.values()):  # a lane may be opened meanwhile
             count = await holding.hand_back()
             if count:
                 self.settled[Outcome.HANDED_BACK] += count
