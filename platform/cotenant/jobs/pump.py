@@ -32,7 +32,7 @@ from cotenant.jobs.lanes import CLERK, MAIN, Lanes, lane_of, workload_of
 from cotenant.jobs.model import Job, Result
 from cotenant.jobs.records import Board, Records, WorkloadPace
 from cotenant.jobs.settlement import TABLE, Action, Outcome, Settlement, settle
-from cotenant.jobs.slots import room, slot_limits
+from cotenant.jobs.slots import SETTLING_AT_MOST, room, slot_limits
 from cotenant.jobs.source import Delivery
 from cotenant.jobs.store import ResultStore
 from cotenant.jobs.work import Caller, Edges, Phase, Steps, Work, names
@@ -245,7 +245,7 @@ class Pump:
             return self._room(workload) - unknown
         # What can't be moved because its lane's topic does not answer stays here; it is bounded too.
         most = sum(self._steps.slots.limit(name) + self._jobs.look_ahead for name in served)
-        return min(sum(self._room_for_main(name) for name in served) - unknown, 2 * most - len(of_lane))
+        return min(sum(self._room_for_main(name) for name in served) - unknown, 2 * most + SETTLING_AT_MOST - len(of_lane))
 
     def _notify(self) -> None:
         for holding in self._holdings.values():
