@@ -245,7 +245,9 @@ class Pump:
             return self._room(workload) - unknown
         # What can't be moved because its lane's topic does not answer stays here; it is bounded too.
         most = sum(self._steps.slots.limit(name) + self._jobs.look_ahead for name in served)
-        return min(sum(self._room_for_main(name) for name in served) - unknown, 2 * most + SETTLING_AT_MOST - len(of_lane))
+        undone = sum(work.undone for work in of_lane)
+        bound = min(2 * most - undone, 2 * most + SETTLING_AT_MOST - len(of_lane))
+        return min(sum(self._room_for_main(name) for name in served) - unknown, bound)
 
     def _notify(self) -> None:
         for holding in self._holdings.values():
