@@ -83,7 +83,11 @@ class _Routes:
         upload = await open_upload(request)
         try:
             made = await desk.create_file(
-                _tenant(request), filename=upload.filename, purpose=upload.purpose, chunks=upload.chunks
+                _tenant(request),
+                filename=upload.filename,
+                purpose=upload.purpose,
+                chunks=upload.chunks,
+                expires_after=upload.expires_after,
             )
         except RequestRefused as error:
             if not upload.assumed:
@@ -148,7 +152,7 @@ class _Routes:
         return _job(request, await self._ended(request, desk, job_id, wait_s), wait_s)
 
     async def cancel_job(self, request: Request, job_id: str) -> Response:
-        """Cancels a job, also in the middle of its work. A job that has ended stays as it is."""
+        """Cancels a job, also in the middle of its work. One that has ended stays as it is: 409."""
         return _answer(await self._open().cancel_job(_tenant(request), job_id))
 
     async def job_content(self, request: Request, job_id: str) -> Response:

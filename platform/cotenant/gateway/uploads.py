@@ -5,8 +5,8 @@ up between them. The chunks end only when the whole form was read and was in ord
 raised out of them before that, so who keeps a file only when its chunks have ended keeps none of a broken upload.
 
 Clients differ in what they send first (OpenAI's for Python the purpose, those for other languages often the file).
-What begins with the file is held until the purpose is known, up to `HELD_BYTES`; a longer one is taken for a batch's
-file, which most are, and refused at its end if the purpose turns out to be another.
+What begins with the file is held until the rest is known, up to `HELD_BYTES`; a longer one is taken for a batch's
+file that expires when those do, which most are, and refused at its end if the form turns out to say otherwise.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ HELD_BYTES = 1 << 20
 ASSUMED_PURPOSE = "batch"
 
 FILE = "file"
+_EXPIRES = "expires_after["
 _MAX_PARTS = 64
 _MAX_FIELD_BYTES = 4096
 _MAX_FILENAME = 255
@@ -39,11 +40,15 @@ _FORM_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that is being uploaded. `assumed` says that the form has not told its purpose yet."""
+    """A file that is being uploaded. `assumed` says that the form has not told its purpose yet.
+
+    `expires_after` is what the form's fields `expires_after[…]` say, as text.
+    """
 
     filename: str
     purpose: str
     chunks: AsyncGenerator[bytes, None]
+    expires_after: dict[str, str] | None = None
     assumed: bool = False
 
 
@@ -63,28 +68,36 @@ async def open_upload(request: Request, *, limit_bytes: int = MAX_FILE_BYTES, he
         raise Refused(_missing(FILE, "has no file", "send it as a form field named file"))
     filename = _filename(part)
     if "purpose" in fields:
-        return Upload(filename, fields["purpose"], _rest(form, [], fields))
+        return Upload(filename, fields["purpose"], _rest(form, [], dict(fields)), _expiry(fields))
     held, whole = await form.hold(held_bytes)
     if not whole:
-        return Upload(filename, ASSUMED_PURPOSE, _rest(form, held, fields, assumed=True), assumed=True)
+        assumed = {**fields, "purpose": ASSUMED_PURPOSE}
+        return Upload(filename, ASSUMED_PURPOSE, _rest(form, held, assumed), _expiry(fields), assumed=True)
     await form.end(fields)
     if "purpose" not in fields:
         raise Refused(_missing("purpose", "has no purpose", 'send one, such as "batch"'))
-    return Upload(filename, fields["purpose"], _held(held))
+    return Upload(filename, fields["purpose"], _held(held), _expiry(fields))
 
 
-async def _rest(
-    form: _Form, held: list[bytes], fields: dict[str, str], *, assumed: bool = False
-) -> AsyncGenerator[bytes, None]:
+async def _rest(form: _Form, held: list[bytes], taken: dict[str, str]) -> AsyncGenerator[bytes, None]:
+    """What is left of the file. Its form must not end with anything else than what was `taken` of its fields."""
     for first in held:
         yield first
     while (chunk := await form.data()) is not None:
         yield chunk
-    await form.end(fields)
-    if assumed and fields.get("purpose") != ASSUMED_PURPOSE:
-        have = f"the purpose {fields['purpose'][:64]!r}" if "purpose" in fields else "no purpose"
-        text = f"the form has {have} behind a file of this length; send purpose before file"
-        raise Refused(error_reply(400, text, param="purpose", code="purpose_after_file"))
+    later: dict[str, str] = {}
+    await form.end(later)
+    if held and "purpose" not in later:
+        raise Refused(_missing("purpose", "has no purpose", "send one, before the file"))
+    for name in ("purpose", *(name for name in later if name.startswith(_EXPIRES))):
+        if later.get(name, taken.get(name)) != taken.get(name):
+            text = f"the form has {name[:64]} behind its file, too late to be heeded; send it before"
+            raise Refused(error_reply(400, text, param=name[:64], code="field_after_file"))
+
+
+def _expiry(fields: dict[str, str]) -> dict[str, str] | None:
+    found = {name[len(_EXPIRES) : -1]: value for name, value in fields.items() if name.startswith(_EXPIRES)}
+    return found or None
 
 
 async def _held(chunks: list[bytes]) -> AsyncGenerator[bytes, None]:
@@ -162,9 +175,6 @@ class _Form:
                 raise Refused(error_reply(400, f"the form has more than {_MAX_PARTS} fields; send purpose and file"))
             if found.name == name:
                 return found
-            if found.name.partition("[")[0] == "expires_after":
-                text = "files do not expire here; leave expires_after out, and delete the file when it is done with"
-                raise Refused(error_reply(400, text, param="expires_after", code="unsupported_parameter"))
             fields.setdefault(found.name, await self._text(found.name))
         return None
 

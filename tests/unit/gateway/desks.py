@@ -26,7 +26,15 @@ class DictDesk:
         self.content_breaks: Exception | None = None
         self._ids = itertools.count(1)
 
-    async def create_file(self, tenant: str, *, filename: str, purpose: str, chunks: AsyncIterator[bytes]) -> Json:
+    async def create_file(
+        self,
+        tenant: str,
+        *,
+        filename: str,
+        purpose: str,
+        chunks: AsyncIterator[bytes],
+        expires_after: Mapping[str, Any] | None = None,
+    ) -> Json:
         self.fails()
         if purpose == "nonsense":
             raise RequestRefused("purpose needs to be batch", param="purpose")
@@ -36,7 +44,7 @@ class DictDesk:
             data += chunk
             if purpose == "batch" and len(data) > 200 << 20:
                 raise RequestRefused("a batch file is too large", status=413, param="file")
-        made = self._keep(tenant, "file", filename=filename, purpose=purpose, bytes=len(data))
+        made = self._keep(tenant, "file", filename=filename, purpose=purpose, bytes=len(data), expiry=expires_after)
         self.content[made["id"]] = data
         return made
 

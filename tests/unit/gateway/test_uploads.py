@@ -71,11 +71,19 @@ async def test_a_large_file_is_handed_on_as_it_comes(first: bool) -> None:
     assert max(desk.taken) <= 1 << 16
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["expiry first", "file first"])
+async def test_when_a_file_expires_is_told_to_the_desk(first: bool) -> None:
+    expiry = text("expires_after[anchor]", "created_at") + text("expires_after[seconds]", "3600")
+    parts = [text("purpose", "batch") + expiry, file(LINE)]
+    reply = await send(DictDesk(), b"".join(parts if first else parts[::-1]) + END)
+    assert reply.json()["expiry"] == {"anchor": "created_at", "seconds": "3600"}
+
+
 async def test_a_large_file_before_another_purpose_than_batch_is_refused_and_not_kept() -> None:
     desk = DictDesk()
     reply = await send(desk, file(LARGE) + text("purpose", "user_data") + END)
-    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "purpose_after_file")
-    assert "send purpose before file" in reply.json()["error"]["message"]
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "field_after_file")
+    assert "purpose behind its file" in reply.json()["error"]["message"]
     assert desk.taken
     assert not desk.content
 
@@ -85,7 +93,7 @@ async def test_a_large_file_before_another_purpose_than_batch_is_refused_and_not
     [
         (text("purpose", "batch") + END, 400, "file", "has no file"),
         (file(LINE) + END, 400, "purpose", "has no purpose"),
-        (file(LARGE) + END, 400, "purpose", "no purpose behind a file"),
+        (file(LARGE) + END, 400, "purpose", "has no purpose"),
         (text("purpose", "batch") + file(LINE) + file(LINE) + END, 400, "file", "two files"),
         (text("purpose", "batch") + file(LINE), 400, None, "ends in the middle"),
         (text("purpose", "batch") + file(LINE)[:60], 400, None, "ends in the middle"),
@@ -94,7 +102,11 @@ async def test_a_large_file_before_another_purpose_than_batch_is_refused_and_not
         (b"--y\r\n", 400, None, "can't be read"),
         (text("x", "y" * 5000) + END, 400, "x", "over 4096 bytes"),
         (b"".join(text(f"x{n}", "") for n in range(99)) + END, 400, None, "more than 64 fields"),
-        (text("expires_after[seconds]", "3600") + file(LINE) + END, 400, "expires_after", "do not expire"),
+        (text("purpose", "batch") + file(LINE) + text("purpose", "vision") + END, 400, "purpose", "too late"),
+        (
+            text("purpose", "batch") + file(LINE) + text("expires_after[seconds]", "9") + END,
+            *(400, "expires_after[seconds]", "too late"),
+        ),
         (text("purpose", "nonsense") + file(LINE) + END, 400, "purpose", "needs to be batch"),
     ],
 )
