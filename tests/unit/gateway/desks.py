@@ -44,7 +44,15 @@ class DictDesk:
             data += chunk
             if purpose == "batch" and len(data) > 200 << 20:
                 raise RequestRefused("a batch file is too large", status=413, param="file")
-        made = self._keep(tenant, "file", status="processed", filename=filename, purpose=purpose, bytes=len(data), expiry=expires_after)
+        made = self._keep(
+            tenant,
+            "file",
+            status="processed",
+            filename=filename,
+            purpose=purpose,
+            bytes=len(data),
+            expiry=expires_after,
+        )
         self.content[made["id"]] = data
         return made
 
