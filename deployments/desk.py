@@ -18,9 +18,12 @@ from cotenant.calls import Directory
 from cotenant.config import Jobs
 from cotenant.errors import EnvironmentFault, SourceUnavailable
 from cotenant.gateway.desk_routes import NO_JOBS
+from cotenant.gateway.webhook_urls import webhook_check
 from cotenant.jobs.desk import Desk
 from cotenant.jobs.source import Message
 from cotenant.jobs.store import open_store
+from cotenant.outbound.delivery import load_trusted_hosts
+from cotenant.outbound.webhooks import load_secrets
 from cotenant.telemetry.logs import event
 from deployments.ingress import SOURCE_ENV
 
@@ -65,7 +68,8 @@ def open_desk(jobs: Jobs, directory: Callable[[], Directory]) -> OpenDesk:
     except EnvironmentFault as fault:
         event(LOG, "no_desk", level=logging.ERROR, reason=str(fault))
         return OpenDesk(why_none=str(fault))
-    return OpenDesk(Desk(store, publisher.publish, jobs, directory), publisher)
+    desk = Desk(store, publisher.publish, jobs, directory, check_webhook=_check_webhook(jobs))
+    return OpenDesk(desk, publisher)
 
 
 class IngressPublisher:
@@ -89,6 +93,15 @@ class IngressPublisher:
             raise SourceUnavailable(f"the ingress did not take the jobs ({type(error).__name__}: {last})") from error
 
     async def close(self) -> None:
+        return None
+
+
+def _check_webhook(jobs: Jobs) -> Callable[[str, str], None] | None:
+    """What refuses webhooks that could not be sent; None, which takes none, where the secrets can't be read."""
+    try:
+        return webhook_check(load_secrets(os.environ, jobs.webhooks_env), load_trusted_hosts(os.environ))
+    except EnvironmentFault as fault:
+        event(LOG, "no_webhooks", level=logging.ERROR, reason=str(fault))
         return None
 
 
