@@ -18,10 +18,10 @@ from cotenant.calls import Directory
 from cotenant.config import Jobs
 from cotenant.errors import EnvironmentFault, SourceUnavailable
 from cotenant.gateway.desk_routes import NO_JOBS
-from cotenant.gateway.webhook_urls import webhook_check
 from cotenant.jobs.desk import Desk
 from cotenant.jobs.source import Message
 from cotenant.jobs.store import open_store
+from cotenant.jobs.webhooks import webhook_check
 from cotenant.outbound.delivery import load_trusted_hosts
 from cotenant.outbound.webhooks import load_secrets
 from cotenant.telemetry.logs import event

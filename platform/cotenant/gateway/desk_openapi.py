@@ -75,13 +75,21 @@ _BATCH_EXAMPLE = {
     "metadata": {"season": "spring"},
 }
 _JOB_EXAMPLE = {
-    "id": "job_5f0e9a61c2d84b37",
+    "id": "single_5f0e9a61c2d84b3790ab12cd.single_5f0e9a61c2d84b3790ab12cd",
     "object": "job",
     "status": "queued",
-    "url": "/v1/mockups",
     "created_at": 1_795_305_620,
+    "url": "/v1/mockups",
+    "workload": "mockups",
+    "custom_id": None,
+    "priority": 0,
+    "deadline": None,
+    "webhook_url": None,
     "position": 3,
     "estimate_s": 12.5,
+    "attempts": [],
+    "error": None,
+    "output": None,
     "metadata": {"order": "A-1042"},
 }
 _BATCH_STATUSES = [
@@ -94,6 +102,14 @@ _BATCH_STATUSES = [
     "cancelling",
     "cancelled",
 ]
+
+_ATTEMPT = _object({"outcome": _text(), "reason": _text(), "at": _WHEN})
+_OUTPUT = {
+    "content_type": _text(),
+    "bytes": _number(),
+    "url": _text("Where it is to be had: at the store for an hour, or here."),
+    "body": {"description": "Itself, where it is JSON and not large."},
+}
 
 #: The objects, by the names that the routes refer to.
 SCHEMAS: dict[str, _Json] = {
@@ -146,30 +162,40 @@ SCHEMAS: dict[str, _Json] = {
         {
             "id": _text(),
             "object": {"const": "job"},
-            "status": _text(enum=["queued", "running", "succeeded", "failed", "cancelled"]),
-            "url": _text("The route that the job is a request to."),
+            "status": _text(enum=["queued", "running", "succeeded", "failed", "cancelled", "expired"]),
             "created_at": _WHEN,
-            "position": {
-                "type": ["integer", "null"],
-                "description": "How many jobs are before it while queued.",
-            },
-            "estimate_s": {"type": ["number", "null"], "description": "Seconds until it should have ended."},
-            "error": {"type": ["object", "null"], "description": "Why it failed."},
+            "url": _text("The route that the job is a request to."),
+            "workload": _text("Who does it."),
+            "custom_id": _or_null(_text("Your own name for it.")),
+            "priority": _number(),
+            "deadline": {"type": ["number", "null"], "description": "Unix time; not begun by then, it is expired."},
+            "webhook_url": _or_null(_text("Who is told when it has ended.")),
+            "position": {"type": ["integer", "null"], "description": "How many jobs are before it while queued."},
+            "estimate_s": {"type": ["number", "null"], "description": "Seconds until it is likely done."},
+            "attempts": {"type": "array", "items": _ATTEMPT, "description": "Those that failed."},
+            "error": _or_null(_object({"code": _or_null(_text()), "message": _or_null(_text())})),
+            "output": _or_null(_object(_OUTPUT)),
             "metadata": _METADATA,
         },
-        required=("id", "object", "status", "url", "created_at"),
+        required=("id", "object", "status", "created_at", "url", "workload"),
         examples=[_JOB_EXAMPLE],
     ),
     **{f"{of}List": _list(of) for of in ("File", "Batch", "Job")},
     "Deleted": _object({"id": _text(), "object": {"const": "file"}, "deleted": {"type": "boolean"}}),
 }
 
+_PRIORITY = _number("Among a tenant's jobs, those with more of it go first.", default=0)
+_WEBHOOK = _text("Who is told when it has ended: an https URL. See docs/webhooks.md.")
+_EXPIRY = _object({"anchor": _text(enum=["created_at"]), "seconds": _number()})
 _BATCH_BODY = _object(
     {
         "input_file_id": _text('A file that was uploaded with the purpose "batch".'),
         "endpoint": _text("The route that all its requests go to.", enum=list(BY_URL)),
         "completion_window": _text(examples=["24h"]),
+        "output_expires_after": _EXPIRY,
         "metadata": _METADATA,
+        "priority": _PRIORITY,
+        "webhook_url": _WEBHOOK,
     },
     required=("input_file_id", "endpoint", "completion_window"),
     examples=[{key: _BATCH_EXAMPLE[key] for key in ("input_file_id", "endpoint", "completion_window", "metadata")}],
@@ -178,7 +204,13 @@ _JOB_BODY = _object(
     {
         "url": _text("The route that the job is a request to.", enum=list(BY_URL)),
         "body": {"type": "object", "description": "What the route takes as its JSON body."},
-        "priority": _number("Jobs with more of it go first among their tenant's.", default=0),
+        "custom_id": _text("Your own name for it."),
+        "priority": _PRIORITY,
+        "deadline": {
+            "type": ["number", "string"],
+            "description": "Unix time in seconds, or RFC 3339 with a zone; not begun by then, the job is expired.",
+        },
+        "webhook_url": _WEBHOOK,
         "metadata": _METADATA,
     },
     required=("url", "body"),
@@ -187,7 +219,9 @@ _JOB_BODY = _object(
 _FILE_FORM = _object(
     {
         "purpose": _text('What the file is for: "batch" for the requests of a batch. Best sent before the file.'),
-        "file": _text("Up to 512 MB.", format="binary"),
+        "file": _text("Up to 512 MB, 200 MB for a batch.", format="binary"),
+        "expires_after[anchor]": _text(enum=["created_at"]),
+        "expires_after[seconds]": _number("After how long the file is deleted; before the file, too."),
     },
     required=("purpose", "file"),
 )

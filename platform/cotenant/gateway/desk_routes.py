@@ -30,9 +30,8 @@ from cotenant.gateway.waiting import pause_s, wished_wait_s
 #: What the routes say where nobody serves jobs.
 NO_JOBS = "this platform serves no jobs (jobs.ingresses is 0), and so no files and batches; set it to 1 and deploy"
 
-#: The most objects of a page, and how many it has unless asked otherwise: as OpenAI has it.
-_FILES = (10_000, 10_000)
-_OTHERS = (100, 20)
+#: How many objects a page has unless asked otherwise: as OpenAI has it.
+_FILES_LISTED, _LISTED = 10_000, 20
 #: Statuses of a job that will still change.
 _OPEN = frozenset({"queued", "running"})
 #: When to look again at a job that nobody can tell the end of.
@@ -101,7 +100,7 @@ class _Routes:
     async def files(self, request: Request) -> Response:
         """Lists the files, the newest first."""
         purpose = request.query_params.get("purpose")
-        return _answer(await self._open().files(_tenant(request), _page(request, *_FILES), purpose=purpose))
+        return _answer(await self._open().files(_tenant(request), _page(request, _FILES_LISTED), purpose=purpose))
 
     async def file(self, request: Request, file_id: str) -> Response:
         """Tells about one file."""
@@ -122,7 +121,7 @@ class _Routes:
 
     async def batches(self, request: Request) -> Response:
         """Lists the batches, the newest first."""
-        return _answer(await self._open().batches(_tenant(request), _page(request, *_OTHERS)))
+        return _answer(await self._open().batches(_tenant(request), _page(request)))
 
     async def batch(self, request: Request, batch_id: str) -> Response:
         """Tells how a batch gets on; once it has ended, which files hold its output and its errors."""
@@ -144,7 +143,7 @@ class _Routes:
 
     async def jobs(self, request: Request) -> Response:
         """Lists the jobs that were submitted by themselves, the newest first."""
-        return _answer(await self._open().jobs(_tenant(request), _page(request, *_OTHERS)))
+        return _answer(await self._open().jobs(_tenant(request), _page(request)))
 
     async def job(self, request: Request, job_id: str) -> Response:
         """Tells how a job gets on. With `Prefer: wait=N` or `wait_s=N` the answer waits for the job's end so long."""
@@ -188,15 +187,14 @@ def _tenant(request: Request) -> str:
     return visit_of(request.scope).tenant or DEFAULT_TENANT
 
 
-def _page(request: Request, most: int, default: int) -> Page:
-    """The page that the query asks for. Raises RequestRefused."""
+def _page(request: Request, default: int = _LISTED) -> Page:
+    """The page that the query asks for; the desk knows which there can be. Raises RequestRefused."""
     query = request.query_params
-    limit, order = query.get("limit", str(default)), query.get("order", "desc")
-    if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= most):
-        raise RequestRefused(f"limit needs a whole number from 1 to {most}, got {limit[:32]!r}", param="limit")
-    if order not in ("asc", "desc"):
-        raise RequestRefused(f"order needs to be asc or desc, got {order[:32]!r}", param="order")
-    return Page(int(limit), query.get("after") or None, order)
+    limit = query.get("limit", str(default))
+    if not (limit.isascii() and limit.isdigit() and len(limit) < 10):
+        text = f"limit needs a whole number, 1 or more, got {limit[:32]!r}"
+        raise RequestRefused(text, param="limit", code="invalid_value")
+    return Page(int(limit), query.get("after") or None, query.get("order", "desc"))
 
 
 def _wait_s(request: Request) -> float:

@@ -25,7 +25,8 @@ def wished_wait_s(wait_s: str | None, prefer: Iterable[str]) -> float:
     if wait_s is not None:
         seconds = _seconds(wait_s)
         if seconds is None:
-            raise RequestRefused(f"wait_s needs seconds, 0 or more, got {wait_s[:32]!r}", param="wait_s")
+            text = f"wait_s needs seconds, 0 or more, got {wait_s[:32]!r}"
+            raise RequestRefused(text, param="wait_s", code="invalid_value")
         return seconds
     for preference in ",".join(prefer).split(","):
         name, _, value = preference.partition(";")[0].partition("=")

@@ -191,12 +191,10 @@ async def test_a_crash_in_the_desk_names_only_the_request(house: House, desk: Di
 @pytest.mark.parametrize(
     ("url", "param", "says"),
     [
-        ("/v1/files?limit=0", "limit", "from 1 to 10000"),
-        ("/v1/batches?limit=101", "limit", "from 1 to 100"),
+        ("/v1/files?limit=-1", "limit", "1 or more"),
         ("/v1/jobs?limit=ten", "limit", "got 'ten'"),
         ("/v1/jobs?limit=٣", "limit", "whole number"),
         ("/v1/jobs?limit=99999999999999999999", "limit", "whole number"),
-        ("/v1/files?order=newest", "order", "asc or desc"),
         ("/v1/jobs/job-1?wait_s=soon", "wait_s", "needs seconds"),
         ("/v1/jobs/job-1?wait_s=-1", "wait_s", "needs seconds"),
         ("/v1/jobs/job-1?wait_s=nan", "wait_s", "needs seconds"),
