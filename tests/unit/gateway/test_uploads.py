@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.requests import Request
 
 from cotenant.gateway import desk_routes
 from cotenant.gateway.uploads import HELD_BYTES, open_upload
@@ -59,6 +63,37 @@ async def test_a_form_gives_its_file_whatever_comes_first_and_however_it_is_cut(
     assert reply.status_code == 200, reply.text
     assert (reply.json()["filename"], reply.json()["purpose"]) == ("a.jsonl", "user_data")
     assert desk.content[reply.json()["id"]] == LINE * 9
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    pieces=st.lists(st.sampled_from([b"\r\n--x", b"\r", b"\n", b"--x--", b"-", b"x", b"\r\n", b"a" * 40]), max_size=30),
+    cuts=st.lists(st.integers(1, 50), min_size=1, max_size=20),
+    first=st.booleans(),
+)
+def test_what_looks_like_the_forms_end_is_content_however_it_is_cut(
+    pieces: list[bytes], cuts: list[int], first: bool
+) -> None:
+    # No line of the content is the boundary itself, which a client sees to.
+    content = b"".join(pieces).replace(b"\r\n--x", b"\r\n--y")
+    parts = [text("purpose", "batch"), file(content)]
+    form = b"".join(parts if first else parts[::-1]) + END
+    messages = []
+    for size in itertools.cycle(cuts):
+        messages.append({"type": "http.request", "body": form[:size], "more_body": len(form) > size})
+        form = form[size:]
+        if not form:
+            break
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def read() -> bytes:
+        scope = {"type": "http", "headers": [(b"content-type", KIND["content-type"].encode())]}
+        upload = await open_upload(Request(scope, receive), held_bytes=16)
+        return b"".join([chunk async for chunk in upload.chunks])
+
+    assert asyncio.run(read()) == content
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["purpose first", "file first"])
