@@ -9,7 +9,12 @@ platform's own; no segment of a stranger's name does.
     <tenant>/batches/<batch id>.json              a batch of `/v1/batches`
     <tenant>/jobs/<job id>.json                   a job that was submitted by itself
     <tenant>/webhooks/<webhook id>.json           a webhook: where to, tries so far, delivered or not
+    <tenant>/by-age/<kind>/<time>-<id>            that a batch or a job is listed; the newest sorts first
+    <tenant>/active/<batch id>                    that a batch is being seen through
     <tenant>/<batch>/manifest.json                what the batch consists of
+    <tenant>/<batch>/progress.json                how far the batch is; replaced as it goes
+    <tenant>/<batch>/closing.json                 how the batch ends (completed, cancelled, expired), decided once
+    <tenant>/<batch>/ended.json                   the batch's last word, written once
     <tenant>/<batch>/results/<custom_id>.json     the visible result of a job
     <tenant>/<batch>/outputs/<custom_id>-<hash>   a large reply, before the result that refers to it
     <tenant>/<batch>/attempts/<custom_id>.json    the attempts of a job that failed
@@ -82,6 +87,41 @@ def batch_key(tenant: str, batch_id: str) -> str:
 
 def batches_prefix(tenant: str) -> str:
     return f"{segment(tenant)}/batches"
+
+
+def progress_key(tenant: str, batch_id: str) -> str:
+    return f"{batch_prefix(tenant, batch_id)}/progress.json"
+
+
+def closing_key(tenant: str, batch_id: str) -> str:
+    return f"{batch_prefix(tenant, batch_id)}/closing.json"
+
+
+def ended_key(tenant: str, batch_id: str) -> str:
+    return f"{batch_prefix(tenant, batch_id)}/ended.json"
+
+
+def active_key(tenant: str, batch_id: str) -> str:
+    """Key that says that a batch is being seen through."""
+    return f"{active_prefix(tenant)}/{segment(batch_id)}"
+
+
+def active_prefix(tenant: str) -> str:
+    return f"{segment(tenant)}/active"
+
+
+def listed_key(tenant: str, kind: str, at_s: float, id: str) -> str:
+    """Key by which a batch or a job is found in the list of its kind. `at_s` is Unix time."""
+    return f"{listed_prefix(tenant, kind)}/{newest_first(at_s)}-{segment(id)}"
+
+
+def listed_prefix(tenant: str, kind: str) -> str:
+    return f"{segment(tenant)}/by-age/{kind}"
+
+
+def newest_first(at_s: float) -> str:
+    """Thirteen digits for a Unix time that sort the later one first."""
+    return f"{10**13 - 1 - round(at_s * 1000):013d}"
 
 
 def job_key(tenant: str, job_id: str) -> str:

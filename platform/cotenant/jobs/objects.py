@@ -39,9 +39,13 @@ class Entry:
 
 
 class Objects(Protocol):
-    """Objects by key. `url` is where they are, without a slash at its end."""
+    """Objects by key. `url` is where they are, without a slash at its end.
+
+    `ordered`: `list` gives keys in their order, so who wants the first few may stop there.
+    """
 
     url: str
+    ordered: bool
 
     async def create(self, key: str, data: bytes) -> bool:
         """Put-if-absent; whether it was absent."""
@@ -50,6 +54,13 @@ class Objects(Protocol):
     async def put(self, key: str, data: bytes) -> None: ...
 
     async def get(self, key: str) -> bytes | None: ...
+
+    async def part(self, key: str, start: int, length: int) -> bytes | None:
+        """`length` bytes from `start` on, fewer at the object's end; None if it is not there.
+
+        `start` needs to lie within the object.
+        """
+        ...
 
     def read(self, key: str) -> AsyncIterator[bytes]:
         """The object in chunks; none if it is not there."""
@@ -102,6 +113,7 @@ class ObstoreObjects:
     def __init__(self, store: Any, url: str) -> None:
         self._store = store
         self.url = url
+        self.ordered = isinstance(store, (GCSStore, S3Store, MemoryStore))
 
     async def create(self, key: str, data: bytes) -> bool:
         try:
@@ -122,6 +134,14 @@ class ObstoreObjects:
         try:
             found = await obstore.get_async(self._store, key)
             return bytes(await found.bytes_async())
+        except FileNotFoundError:
+            return None
+        except _FAILURES as error:
+            raise self._unavailable(key, error) from error
+
+    async def part(self, key: str, start: int, length: int) -> bytes | None:
+        try:
+            return bytes(await obstore.get_range_async(self._store, key, start=start, length=length))
         except FileNotFoundError:
             return None
         except _FAILURES as error:
@@ -187,6 +207,7 @@ class MemoryObjects:
 
     def __init__(self, url: str = "memory://") -> None:
         self.url = url
+        self.ordered = False
         self.down = False
         self.objects: dict[str, bytes] = {}
         self.created: list[str] = []
@@ -206,6 +227,11 @@ class MemoryObjects:
     async def get(self, key: str) -> bytes | None:
         self._check()
         return self.objects.get(key)
+
+    async def part(self, key: str, start: int, length: int) -> bytes | None:
+        self._check()
+        data = self.objects.get(key)
+        return None if data is None else data[start : start + length]
 
     async def read(self, key: str) -> AsyncIterator[bytes]:
         self._check()

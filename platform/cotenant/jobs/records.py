@@ -23,7 +23,10 @@ BOARD_STALE_S = 15.0
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job that was submitted by itself; times are Unix time."""
+    """A job that was submitted by itself; times are Unix time.
+
+    `request_sha256` is the hash of the whole request, by which a repeated one is told from another.
+    """
 
     identity: Identity
     url: str
@@ -31,6 +34,8 @@ class JobRecord:
     created_at_s: float
     sha256: str
     wishes: Wishes = field(default_factory=Wishes)
+    metadata: Mapping[str, str] | None = None
+    request_sha256: str = ""
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self)).encode()
