@@ -60,7 +60,7 @@ async def publisher(platform: Platform, state: RunState | None) -> AsyncIterator
             await source.close()
     elif state is not None:
         ingress = await asyncio.to_thread(_ingress, state)
-        yield lambda messages: asyncio.to_thread(_hand_over, ingress, messages)
+        yield lambda messages: asyncio.to_thread(_hand_over, ingress, platform.jobs.topic, messages)
     else:
         raise EnvironmentFault(
             f"nothing takes jobs of {platform.name} in environment {platform.environment} here: no platform runs, and "
@@ -86,9 +86,9 @@ def _ingress(state: RunState) -> Any:
         ) from error
 
 
-def _hand_over(ingress: Any, messages: Sequence[Message]) -> None:
-    lines = [(message.data, dict(message.attributes)) for message in messages]
+def _hand_over(ingress: Any, topic: str, messages: Sequence[Message]) -> None:
+
     try:
-        ingress.submit.remote(lines).result(timeout_s=_SUBMIT_TIMEOUT_S)
+        ingress.submit.remote(topic, list(messages)).result(timeout_s=_SUBMIT_TIMEOUT_S)
     except Exception as error:
         raise SourceUnavailable(f"the ingress did not take the jobs ({type(error).__name__}: {error})") from error

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from cotenant.config import Jobs
 from cotenant.errors import SourceUnavailable
 from cotenant.jobs.clock import Clock, SystemClock
+from cotenant.jobs.lanes import lane_jobs
 from cotenant.jobs.source import Delivery, Message, backstop_attempts
 
 #: Topics that nobody subscribes to keep only their last messages.
@@ -166,3 +167,36 @@ class MemorySource:
     def _check(self, what: str) -> None:
         if what in self.down:
             raise SourceUnavailable(f"{what} does not answer")
+
+
+class MemoryLanes:
+    """Lanes in this process: what is published to a topic reaches the lane that subscribes to it."""
+
+    def __init__(self, jobs: Jobs, *, clock: Clock | None = None, pull_wait_s: float = 1.0) -> None:
+        self._jobs = jobs
+        self._clock = clock or SystemClock()
+        self._pull_wait_s = pull_wait_s
+        self._lanes: dict[str, MemorySource] = {}
+        self.topics: dict[str, deque[Message]] = defaultdict(lambda: deque(maxlen=_KEPT))
+        self.down: set[str] = set()
+
+    def open(self, lane: str) -> MemorySource:
+        topic = f"{self._jobs.topic}{lane}"
+        if topic not in self._lanes:
+            source = MemorySource(lane_jobs(self._jobs, lane), clock=self._clock, pull_wait_s=self._pull_wait_s)
+            source.topics, source.down, self._lanes[topic] = self.topics, self.down, source
+            own = source.publish
+
+            async def publish(to: str, messages: Sequence[Message]) -> Sequence[str]:
+                if to == topic:
+                    return await own(to, messages)
+                if to in self._lanes:
+                    return await self._lanes[to].publish(to, messages)
+                return await own(to, messages)
+
+            source.publish = publish
+        return self._lanes[topic]
+
+    @property
+    def unsettled(self) -> int:
+        return sum(source.unsettled for source in self._lanes.values())

@@ -37,6 +37,13 @@ DEFAULT_TENANT = "default"
 TENANT, BATCH, CUSTOM_ID = "tenant", "batch", "custom_id"
 STATUS, REASON, OUTCOME, ATTEMPTS = "status", "reason", "outcome", "attempts"
 PRIORITY, DEADLINE, WEBHOOK, QUEUED_AT = "priority", "deadline", "webhook", "queued_at"
+#: Of a message that was moved to its workload's lane: that it has failed before, and its first message id, which is
+#: the batch of one that has none.
+RETRIED, ORIGIN = "retried", "origin"
+#: Of a dead letter, besides REASON, OUTCOME and ATTEMPTS.
+HISTORY, MESSAGE_ID, SOURCE_TOPIC = "attempt_history", "message_id", "source_topic"
+#: Attributes that a dead letter has from us: not the publisher's, and not to be published again.
+BURIAL_ATTRIBUTES = frozenset({OUTCOME, REASON, ATTEMPTS, HISTORY, MESSAGE_ID, SOURCE_TOPIC, RETRIED})
 
 #: Priorities that a job may have; a higher one goes first.
 MIN_PRIORITY, MAX_PRIORITY = -10, 10
@@ -147,7 +154,7 @@ def parse_job(data: bytes, attributes: Mapping[str, str], message_id: str) -> Jo
         MalformedJob: it is none, and why.
     """
     tenant = attributes.get(TENANT) or DEFAULT_TENANT
-    batch = attributes.get(BATCH) or message_id
+    batch = attributes.get(BATCH) or attributes.get(ORIGIN) or message_id
     for what, value in ((TENANT, tenant), (BATCH, batch)):
         check_name(f"the attribute {what}", value)
     return replace(parse_line(data, tenant=tenant, batch=batch), wishes=Wishes.of(attributes))

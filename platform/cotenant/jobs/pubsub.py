@@ -25,6 +25,7 @@ from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcAsyncI
 
 from cotenant.config import Jobs
 from cotenant.errors import SourceUnavailable
+from cotenant.jobs.lanes import lane_jobs
 from cotenant.jobs.source import Delivery, Message, backstop_attempts
 from cotenant.telemetry.logs import event
 
@@ -188,6 +189,17 @@ class PubSubSource:
 
     def _topic(self, name: str) -> str:
         return f"projects/{self._jobs.project}/topics/{name}"
+
+
+class PubSubLanes:
+    """Lanes on Pub/Sub."""
+
+    def __init__(self, jobs: Jobs, *, emulator_host: str | None = None) -> None:
+        self._jobs = jobs
+        self._emulator = emulator_host
+
+    def open(self, lane: str) -> PubSubSource:
+        return PubSubSource(lane_jobs(self._jobs, lane), emulator_host=self._emulator)
 
 
 def _chunks(ack_ids: Sequence[str]) -> Iterator[list[str]]:

@@ -20,10 +20,11 @@ from cotenant.config import Jobs
 
 @dataclass(frozen=True)
 class Message:
-    """What is published."""
+    """What is published. Messages of one ordering key (not empty) are delivered in their order, where that is on."""
 
     data: bytes
     attributes: Mapping[str, str] = field(default_factory=dict)
+    ordering_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Delivery:
     attributes: Mapping[str, str] = field(default_factory=dict)
     attempt: int = 1
     published_at_s: float = 0.0
+    ordering_key: str = ""
 
 
 class JobSource(Protocol):

@@ -162,6 +162,14 @@ class ResultStore:
         """Mark all jobs of a batch as not wanted any more."""
         await self.objects.put(keys.cancelled_batch_key(tenant, batch), b"")
 
+    async def forget_cancelled(self, identity: Identity) -> None:
+        """The cancelled job has ended: its own mark goes; that of a whole batch stays while the batch does."""
+        await self.objects.delete([keys.cancelled_job_key(identity)])
+
+    async def forget_cancelled_batch(self, tenant: str, batch: str) -> None:
+        """All jobs of the cancelled batch have ended."""
+        await self.objects.delete([keys.cancelled_batch_key(tenant, batch)])
+
     async def cancelled(self) -> Marks:
         """All marks: one listing, cheap enough for once a second."""
         return Marks(frozenset([entry.key async for entry in self.objects.list(keys.CANCELLED)]))
