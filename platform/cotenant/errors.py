@@ -13,6 +13,12 @@
     │   ├── IdentityConflict   another job already has this tenant, batch and custom_id
     │   ├── SourceUnavailable  Pub/Sub did not answer: nothing is lost, try again
     │   └── StoreUnavailable   the result store did not answer: nothing is lost, try again
+    ├── OutboundError          an HTTP call by somebody's URL (a picture, a webhook) came to nothing
+    │   ├── UrlInvalid         the URL is none that is ever called: no call was made
+    │   ├── UrlRefused         the URL leads where no call may go, by its port or its address: no call was made
+    │   └── Unreachable        its host has no address, does not take the call, or does not speak HTTP
+    │       └── TimedOut       its host took too long
+    ├── SignatureInvalid       what claims to be a webhook was not signed so by who holds the secret
     └── CallError              a call to a workload ended without a reply
         ├── UnknownWorkload    no workload serves this route, model or template
         ├── Overloaded         its queue is full: come back after `retry_after_s`
@@ -115,6 +121,30 @@ class SourceUnavailable(JobError):
 
 class StoreUnavailable(JobError):
     """The result store did not answer. Nothing is lost; the call may be repeated."""
+
+
+class OutboundError(CotenantError):
+    """An HTTP call by somebody's URL came to nothing. The text names the URL's host at the most, never the URL."""
+
+
+class UrlInvalid(OutboundError):
+    """The URL is none that is ever called: by its syntax, its scheme, or because it carries a user name."""
+
+
+class UrlRefused(OutboundError):
+    """The URL leads where no call may go: to another port, or to an address that is not on the public internet."""
+
+
+class Unreachable(OutboundError):
+    """The URL's host has no address, does not take the call, or does not speak HTTP. It may at another time."""
+
+
+class TimedOut(Unreachable):
+    """The URL's host took too long."""
+
+
+class SignatureInvalid(CotenantError):
+    """What claims to be a webhook lacks a signature by a known secret, or is too old or too new."""
 
 
 class CallError(CotenantError):
