@@ -27,7 +27,9 @@ from cotenant.jobs.model import check_name, digest
 
 MOCKUPS_URL = "/v1/mockups"
 #: A picture up to this is carried by each of its jobs; a larger one costs less as one object in the store.
-EMBEDDED_BYTES = 32 << 10
+EMBEDDED_BYTES = 16 << 10
+#: Embedded copies of all pictures together; beyond it all of them are stored.
+_EMBEDDED_IN_ALL = 32 << 20
 #: What a folder of designs is searched for.
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 #: Pictures are decoded to be checked, no larger than this is needed for.
@@ -182,15 +184,24 @@ def check_range(wanted: Range, platform: Platform) -> Range:
     return Range(templates, tuple(colours), wanted.look)
 
 
-def lines(designs: Iterable[Design], wanted: Range, reference: Callable[[Design], Any]) -> Iterator[bytes]:
+def embeds(designs: Iterable[Design], wanted: Range) -> bool:
+    """Whether small pictures are to be embedded: not where their copies would make most of a file."""
+    copies = len(wanted.templates) * max(1, len(wanted.colours))
+    return copies * sum(len(design.embedded) for design in designs if design.embedded is not None) <= _EMBEDDED_IN_ALL
+
+
+def lines(
+    designs: Iterable[Design], wanted: Range, reference: Callable[[Design], Any], *, embed: bool = True
+) -> Iterator[bytes]:
     """The lines of an OpenAI batch file: each design on each template in each colour.
 
     Args:
         reference: what stands for the artwork of a design that is not embedded.
+        embed: whether small ones are (`embeds`).
     """
     look = wanted.look.body()
     for design in designs:
-        artwork = design.embedded if design.embedded is not None else reference(design)
+        artwork = design.embedded if embed and design.embedded is not None else reference(design)
         for template in wanted.templates:
             for colour in wanted.colours or (None,):
                 parts = (template, design.name, *(() if colour is None else (colour.removeprefix("#"),)))

@@ -13,12 +13,13 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from cotenant.calls import JSON_TYPE
 from cotenant.errors import EnvironmentFault, JobError
+from cotenant.jobs.endings import output_of, parsed
 from cotenant.jobs.keys import batch_prefix
 from cotenant.jobs.model import Identity, digest
 from cotenant.jobs.objects import Objects
@@ -51,27 +52,14 @@ async def pictures_of(line: bytes, identity: Identity, objects: Objects) -> list
         JobError: the line speaks of an object that is not in the store.
         StoreUnavailable: the store does not answer.
     """
-    response = json.loads(line)["response"]
-    if response is None or response["status_code"] >= 400 or not isinstance(response["body"], dict):
+    output = output_of(parsed(line))
+    content_type = "" if output is None else output.content_type.split(";")[0].strip().lower()
+    if output is None or (content_type not in _SUFFIXES and content_type != JSON_TYPE):
         return []
-    body: Mapping[str, Any] = response["body"]
-    content_type = str(body.get("content_type", "")).split(";")[0].strip().lower()
-    if isinstance(body.get("object"), str) and "bytes" in body:
-        if content_type not in _SUFFIXES and content_type != "application/json":
-            return []
-        data = await _object(body["object"], identity, objects)
-        if content_type in _SUFFIXES:
-            return [(data, _SUFFIXES[content_type])]
-        body = _mapping(data)
-    elif content_type in _SUFFIXES and isinstance(body.get("b64_json"), str):
-        return [(_decoded(body["b64_json"]), _SUFFIXES[content_type])]
-    listed = body.get("data")
-    found = [each.get("b64_json") for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
-    pictures = [_decoded(text) for text in found if isinstance(text, str)]
-    return [
-        (picture, next((suffix for magic, suffix in _MAGIC if picture.startswith(magic)), ".bin"))
-        for picture in pictures
-    ]
+    data = await _object(output.object_url, identity, objects) if output.object_url is not None else output.data or b""
+    if content_type in _SUFFIXES:
+        return [(data, _SUFFIXES[content_type])]
+    return [(picture, _suffix(picture)) for picture in _listed(data)]
 
 
 def save(folder: Path, name: str, pictures: Iterable[tuple[bytes, str]]) -> list[Path]:
@@ -109,19 +97,21 @@ async def _object(url: str, identity: Identity, objects: Objects) -> bytes:
     return data
 
 
-def _mapping(data: bytes) -> Mapping[str, Any]:
+def _listed(data: bytes) -> list[bytes]:
+    """The pictures of an OpenAI image reply; none of another one."""
+    if b'"b64_json"' not in data:
+        return []
+    reply = json.loads(data)
+    listed = reply.get("data") if isinstance(reply, dict) else None
+    texts = [each.get("b64_json") for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     try:
-        value = json.loads(data)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        return [base64.b64decode(text) for text in texts if isinstance(text, str)]
+    except binascii.Error:
+        return []
 
 
-def _decoded(text: str) -> bytes:
-    try:
-        return base64.b64decode(text)
-    except (binascii.Error, ValueError):
-        return b""
+def _suffix(picture: bytes) -> str:
+    return next((suffix for magic, suffix in _MAGIC if picture.startswith(magic)), ".bin")
 
 
 def _stem(custom_id: str) -> str:

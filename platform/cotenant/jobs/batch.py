@@ -10,9 +10,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from cotenant.calls import Directory
-from cotenant.errors import IdentityConflict, JobsFileError, MalformedJob, Problem, UnknownWorkload
+from cotenant.errors import IdentityConflict, JobsFileError, Problem
 from cotenant.jobs.collecting import Collected, Progress, collect
-from cotenant.jobs.model import MAX_INLINE_BYTES, Job, canonical, check_name, parse_body, parse_line
+from cotenant.jobs.lines import MAX_LINES, LineProblem, check_line
+from cotenant.jobs.model import MAX_INLINE_BYTES, Job, canonical, check_name
 from cotenant.jobs.source import Message
 from cotenant.jobs.store import ResultStore
 
@@ -52,20 +53,21 @@ def read_jobs(
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            job = parse_line(line, tenant=tenant, batch=batch)
-            if directory is not None and job.body is not None:
-                directory.route(job.url, parse_body(job.body))
-        except (MalformedJob, UnknownWorkload) as error:
-            problems.append(Problem(file, number, str(error)))
+        checked = check_line(line, tenant=tenant, batch=batch, directory=directory)
+        if isinstance(checked, LineProblem):
+            problems.append(Problem(file, number, checked.message))
             if len(problems) == MAX_PROBLEMS:
                 break
             continue
+        job = checked.job
         first = first_line.setdefault(job.identity.custom_id, number)
         if first != number:
             text = f"custom_id {job.identity.custom_id!r} was given on line {first}; each job of a file needs its own"
             problems.append(Problem(file, number, text))
         jobs.append(job)
+    if len(jobs) > MAX_LINES:
+        text = f"has {len(jobs):,} jobs, and a batch may have {MAX_LINES:,}; split it"
+        problems.append(Problem(file, MAX_LINES + 1, text))
     if not jobs and not problems:
         problems.append(Problem(file, 1, "has no jobs; give one a line: {custom_id, method, url, body}"))
     if problems:

@@ -13,12 +13,15 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from cotenant.errors import JobError
+from cotenant.errors import JobError, JobsFileError, Problem
+from cotenant.jobs import keys
 from cotenant.jobs.clock import Clock, SystemClock
 from cotenant.jobs.keys import dead_key, result_key
+from cotenant.jobs.lines import lines_of
 from cotenant.jobs.model import Identity
+from cotenant.jobs.objects import Objects
 from cotenant.jobs.store import ResultStore
 
 _FETCH_AT_ONCE = 16
@@ -50,7 +53,8 @@ class Course(Protocol):
         """The status in which the batch has ended, if it has: no result will come any more.
 
         Raises:
-            JobError: there is no such batch, or its file was refused and it has no jobs.
+            JobError: there is no such batch.
+            JobsFileError: its file was refused, so it has no jobs; with what is wrong.
         """
         ...
 
@@ -164,6 +168,51 @@ class Collection:
             return await settled_line(self._store, identity)
 
         return await asyncio.gather(*(line(identity) for identity in some))
+
+
+class StoredCourse:
+    """The `Course` of a batch that is seen through by a clerk, as it lies in the store."""
+
+    def __init__(self, objects: Objects, tenant: str, batch: str) -> None:
+        self._objects = objects
+        self._tenant = tenant
+        self._batch = batch
+        self._is_there = False
+
+    async def ended(self) -> str | None:
+        word = await self._last_word()
+        if word is None:
+            return None
+        errors = word.get("errors")
+        if errors:
+            raise JobsFileError([_Refused(f"batch {self._batch}", one["line"] or 0, one["message"]) for one in errors])
+        return str(word["status"])
+
+    async def lines(self) -> Mapping[str, bytes]:
+        file_id = ((await self._last_word()) or {}).get("error_file_id")
+        if not file_id:
+            return {}
+        chunks = self._objects.read(keys.file_keys(self._tenant, file_id)[1])
+        return {json.loads(line.data)["custom_id"]: line.data async for line in lines_of(chunks)}
+
+    async def _last_word(self) -> dict[str, Any] | None:
+        if not self._is_there:
+            record = await self._objects.get(keys.batch_key(self._tenant, self._batch))
+            manifest = keys.manifest_key(self._tenant, self._batch)
+            if record is None and await self._objects.part(manifest, 0, 1) is None:
+                raise no_batch(self._tenant, self._batch, self._objects.url)
+            self._is_there = True
+        data = await self._objects.get(keys.ended_key(self._tenant, self._batch))
+        word: dict[str, Any] | None = None if data is None else json.loads(data)
+        return word
+
+
+@dataclass(frozen=True)
+class _Refused(Problem):
+    """A problem of a batch's file; line 0 is the file as a whole."""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {f'line {self.line}: ' if self.line else ''}{self.message}"
 
 
 async def collect(
