@@ -30,12 +30,16 @@ _STATUS = re.compile(rb'"response":(?:null|\{"status_code":(\d{3}))')
 
 @dataclass(frozen=True)
 class Output:
-    """What a job made: bytes, or the URL of the object in the store that has them."""
+    """What a job made: bytes, or the URL of the object in the store that has them.
+
+    `embedded`: it is JSON, and stands in the line as it is.
+    """
 
     content_type: str
     size_bytes: int
     data: bytes | None = None
     object_url: str | None = None
+    embedded: bool = False
 
 
 def parsed(line: bytes) -> Json:
@@ -78,7 +82,7 @@ def output_of(line: Json) -> Output | None:
         data = base64.b64decode(body["b64_json"])
         return Output(body["content_type"], len(data), data=data)
     data = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
-    return Output(JSON_TYPE, len(data), data=data)
+    return Output(JSON_TYPE, len(data), data=data, embedded=True)
 
 
 def status_in(head: bytes) -> int | None:
@@ -88,3 +92,15 @@ def status_in(head: bytes) -> int | None:
     """
     found = _STATUS.search(head)
     return None if found is None else int(found[1] or 0)
+
+
+def shown_ending(job_id: str, line: Json) -> Json:
+    """What can be said of a job that ended from its line alone: the beginning of a job object."""
+    output = output_of(line)
+    return {
+        "id": job_id,
+        "object": "job",
+        "status": status_of(line),
+        "error": error_of(line),
+        "output": {"content_type": output.content_type, "bytes": output.size_bytes} if output is not None else None,
+    }

@@ -16,6 +16,9 @@ from cotenant.jobs.clock import Clock
 from cotenant.jobs.leases import Leases
 from cotenant.jobs.source import Delivery, JobSource
 
+#: Acks wait so long for others: a lease has seconds left when its job is done.
+ACK_LINGER_S = 0.03
+
 
 class Holding:
     """What is held of one lane."""
@@ -31,7 +34,7 @@ class Holding:
         self.set_up = False
         self._clock = clock
         self._leases = Leases(lease_s)
-        self._acks = Batcher[str](source.ack)
+        self._acks = Batcher[str](source.ack, linger_s=ACK_LINGER_S, clock=clock)
         self._abandoned: list[str] = []
 
     async def pull(self, limit: int) -> Sequence[Delivery]:

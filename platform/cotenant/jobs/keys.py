@@ -8,6 +8,7 @@ platform's own; no segment of a stranger's name does.
     <tenant>/files/<file id>.json, .data          a file of `/v1/files`: its record, its content
     <tenant>/batches/<batch id>.json              a batch of `/v1/batches`
     <tenant>/jobs/<job id>.json                   a job that was submitted by itself
+    <tenant>/idempotency/<key>.json               which job an Idempotency-Key stands for
     <tenant>/webhooks/<webhook id>.json           a webhook: where to, tries so far, delivered or not
     <tenant>/by-age/<kind>/<time>-<id>            that a batch or a job is listed; the newest sorts first
     <tenant>/active/<batch id>                    that a batch is being seen through
@@ -131,6 +132,11 @@ def job_key(tenant: str, job_id: str) -> str:
 
 def jobs_prefix(tenant: str) -> str:
     return f"{segment(tenant)}/jobs"
+
+
+def idempotency_key(tenant: str, key: str) -> str:
+    """Key of the claim on an Idempotency-Key."""
+    return f"{segment(tenant)}/idempotency/{segment(key)}.json"
 
 
 def webhook_key(tenant: str, webhook_id: str) -> str:

@@ -24,6 +24,8 @@ from cotenant.errors import EnvironmentFault, StoreUnavailable
 #: Chunks in which an object is read as a stream, and the part size of one that is written as a stream.
 CHUNK_BYTES = 1 << 20
 _PART_BYTES = 8 << 20
+#: Name of the file that marks a folder as a store.
+_MARK = "_store"
 
 _FAILURES = (BaseError, OSError)
 _RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
@@ -101,19 +103,32 @@ def open_objects(url: str) -> ObstoreObjects:
             return ObstoreObjects(MemoryStore(), "memory://")
         if "://" not in url or url.startswith("file://"):
             folder = Path(absolute_store(url, Path.cwd()))
-            return ObstoreObjects(LocalStore(folder, mkdir=True), folder.as_uri())
+            store = LocalStore(folder, mkdir=True)
+            (folder / _MARK).touch()
+            return ObstoreObjects(store, folder.as_uri(), mark=folder / _MARK)
         return ObstoreObjects(from_url(url, retry_config=_RETRIES), url.rstrip("/"))
     except (*_FAILURES, ValueError) as error:
         raise EnvironmentFault(f"jobs.store {url} can't be opened: {_first_line(error)}; name another one") from error
 
 
 class ObstoreObjects:
-    """`Objects` in a folder, a bucket or this process's memory."""
+    """`Objects` in a folder, a bucket or this process's memory.
 
-    def __init__(self, store: Any, url: str) -> None:
-        self._store = store
+    `mark` is a file in a folder's root that was there when it was opened: without it the folder is not the same one
+    any more (unmounted, moved away), and what would be written there would be lost.
+    """
+
+    def __init__(self, store: Any, url: str, *, mark: Path | None = None) -> None:
+        self._open = store
+        self._mark = mark
         self.url = url
         self.ordered = isinstance(store, (GCSStore, S3Store, MemoryStore))
+
+    @property
+    def _store(self) -> Any:
+        if self._mark is not None and not self._mark.exists():
+            raise FileExistsError("the folder is not the one that was opened; is its disk mounted?")
+        return self._open
 
     async def create(self, key: str, data: bytes) -> bool:
         try:
@@ -161,9 +176,12 @@ class ObstoreObjects:
         size = 0
         try:
             async with obstore.open_writer_async(self._store, key, buffer_size=_PART_BYTES) as writer:
-                async for chunk in chunks:
+                async for chunk in _told_apart(chunks):
                     size += len(chunk)
                     await writer.write(chunk)
+        except _BrokenOff as broken:
+            assert broken.__cause__ is not None
+            raise broken.__cause__ from None
         except _FAILURES as error:
             raise self._unavailable(key, error) from error
         return size
@@ -188,7 +206,7 @@ class ObstoreObjects:
                 raise self._unavailable(key, error) from error
 
     async def sign(self, key: str, expires_s: float) -> str | None:
-        if not isinstance(self._store, (AzureStore, GCSStore, S3Store)):
+        if not isinstance(self._open, (AzureStore, GCSStore, S3Store)):
             return None
         try:
             return str(await obstore.sign_async(self._store, "GET", key, timedelta(seconds=expires_s)))
@@ -267,6 +285,18 @@ class MemoryObjects:
 async def keys(objects: Objects, prefix: str) -> Sequence[str]:
     """The keys under the folder `prefix`."""
     return [entry.key async for entry in objects.list(prefix)]
+
+
+class _BrokenOff(Exception):
+    """Whoever gave the chunks failed, not the store."""
+
+
+async def _told_apart(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in chunks:
+            yield chunk
+    except Exception as error:
+        raise _BrokenOff from error
 
 
 def _first_line(error: BaseException) -> str:

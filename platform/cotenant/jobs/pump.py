@@ -38,7 +38,7 @@ from cotenant.jobs.store import ResultStore
 from cotenant.jobs.work import Caller, Edges, Phase, Steps, Work, names
 from cotenant.telemetry.logs import event
 
-STATUS_EVERY_S = 1.0
+STATUS_EVERY_S = 2.0
 WATCH_EVERY_S = 1.0
 #: A board is renewed this often though nothing on it changed; see `records.BOARD_STALE_S`.
 BOARD_AT_LEAST_EVERY_S = 5.0
@@ -108,7 +108,7 @@ class Pump:
         self._holdings: dict[str, Holding] = {}
         home = self._open(MAIN).source
         edges = Edges(home, store, backend, clerk or NoClerk(), caller or self._alone)
-        self._steps = Steps(jobs, edges, directory, self._clock, self._has_room_besides)
+        self._steps = Steps(jobs, edges, directory, self._clock, self._has_room_besides, self._notify)
         self._held: dict[asyncio.Task[None], Work] = {}
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._beats: dict[str, float] = {}

@@ -22,6 +22,8 @@ MAX_PICTURE_BYTES = 20 << 20
 
 _REFERENCE = "file_id"
 
+Known = dict[str, FileRecord]
+
 
 async def resolve_files(objects: Objects, tenant: str, body: bytes) -> tuple[bytes, dict[str, bytes]]:
     """A job's body with references made into uploads, and those uploads' bytes by name.
@@ -46,9 +48,17 @@ async def resolve_files(objects: Objects, tenant: str, body: bytes) -> tuple[byt
     return canonical({field: _as_uploads(field, value) for field, value in parsed.items()}), files
 
 
-async def check_files(files: Files, tenant: str, body: Mapping[str, Any]) -> None:
-    """Refuses a body that refers to a file which is not there. Raises RequestRefused (400), StoreUnavailable."""
-    async for _ in _records(files, tenant, body):
+async def check_files(files: Files, tenant: str, body: Mapping[str, Any], known: Known | None = None) -> None:
+    """Refuses a body that refers to a file which is not there.
+
+    Args:
+        known: files that were looked up before, for who checks many bodies; it grows.
+
+    Raises:
+        RequestRefused: 400, and which parameter.
+        StoreUnavailable: the store does not answer.
+    """
+    async for _ in _records(files, tenant, body, known):
         pass
 
 
@@ -64,8 +74,10 @@ def references(body: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-async def _records(files: Files, tenant: str, body: Mapping[str, Any]) -> AsyncIterator[tuple[str, str, FileRecord]]:
-    known: dict[str, FileRecord] = {}
+async def _records(
+    files: Files, tenant: str, body: Mapping[str, Any], known: Known | None = None
+) -> AsyncIterator[tuple[str, str, FileRecord]]:
+    known = {} if known is None else known
     for param, file_id in references(body).items():
         record = known.get(file_id) or await files.find(tenant, file_id)
         if record is None:

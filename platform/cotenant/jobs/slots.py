@@ -14,6 +14,9 @@ from collections.abc import Mapping
 from cotenant.calls import Directory, WorkloadStatus
 from cotenant.jobs.turns import FairShare, Turn
 
+#: Jobs of one workload, beyond twice its room, that may be done and wait for their result to be kept and told of.
+SETTLING_AT_MOST = 128
+
 
 def slot_limits(directory: Directory, status: Mapping[str, WorkloadStatus], *, ingresses: int = 1) -> dict[str, int]:
     """This ingress's slots by workload: its part of the running replicas' slots.
@@ -37,7 +40,7 @@ def room(*, slots: int, look_ahead: int, undone: int, held: int) -> int:
         held: all jobs held. With a store that is down they pile up, so they are bounded too.
     """
     most = slots + look_ahead
-    return max(0, min(most - undone, 2 * most - held))
+    return max(0, min(most - undone, 2 * most + SETTLING_AT_MOST - held))
 
 
 class Slots:

@@ -52,6 +52,8 @@ from cotenant.telemetry.logs import event
 
 #: The backend keeps the deadline; this much later we stop believing that it does.
 DEADLINE_GRACE_S = 30.0
+#: Result messages wait so long for others.
+MESSAGE_LINGER_S = 0.01
 #: Pub/Sub's limits on the attributes of a message.
 _MAX_ATTRIBUTES, _MAX_ATTRIBUTE_BYTES = 100, 1024
 #: Attempts that are kept with a job, and that a dead letter tells.
@@ -131,9 +133,15 @@ class Steps:
     """Takes deliveries on, step by step, against the edges."""
 
     def __init__(
-        self, jobs: Jobs, edges: Edges, directory: Directory, clock: Clock, has_room: Callable[[str, Work], bool]
+        self,
+        jobs: Jobs,
+        edges: Edges,
+        directory: Directory,
+        clock: Clock,
+        has_room: Callable[[str, Work], bool],
+        more_room: Callable[[], None],
     ) -> None:
-        """`has_room` says whether a workload can take on a job besides those held already."""
+        """`has_room` says whether a workload can take on a job besides those held; `more_room` is told of a change."""
         self.directory = directory
         self.slots = Slots()
         self.status: Mapping[str, WorkloadStatus] = {}
@@ -146,6 +154,7 @@ class Steps:
         self._records = Records(edges.store.objects)
         self._clock = clock
         self._has_room = has_room
+        self._more_room = more_room
         self._owners: dict[Identity, Work] = {}
         self._publishers: dict[str, Batcher[Message]] = {}
 
@@ -208,6 +217,7 @@ class Steps:
             elif (outcome := await self._call(work, job)) is not None:
                 return outcome
         work.phase = Phase.SETTLING
+        self._more_room()
         await self._settle(work, job)
         return work.ended
 
@@ -236,7 +246,7 @@ class Steps:
         workload = work.workload or workload_of(work.lane)
         if job.wishes.queued_at_s is not None and workload:
             await self._records.leave_queue(workload, job.identity, job.wishes.queued_at_s)
-        if work.ended is Outcome.CANCELLED:
+        if work.ended is Outcome.CANCELLED or job.identity in self.marks:
             await self._store.forget_cancelled(job.identity)
         work.told = True
 
@@ -321,7 +331,9 @@ class Steps:
             batch=True,
             priority=job.wishes.priority,
         )
-        group = (job.identity.tenant, work.delivery.attributes.get(BATCH, ""))
+        # One that has failed goes alone: it may be what broke its replica.
+        first = not work.attempts and work.delivery.attempt == 1
+        group = (job.identity.tenant, work.delivery.attributes.get(BATCH, "")) if first else None
         try:
             return await asyncio.wait_for(
                 self._edges.caller(served.name, call, group), self._jobs.max_job_s + DEADLINE_GRACE_S
@@ -362,7 +374,11 @@ class Steps:
     async def _publish(self, topic: str, message: Message) -> None:
         publisher = self._publishers.get(topic)
         if publisher is None:
-            publisher = Batcher[Message](lambda messages: self._edges.home.publish(topic, messages))
+            publisher = Batcher[Message](
+                lambda messages: self._edges.home.publish(topic, messages),
+                linger_s=MESSAGE_LINGER_S,
+                clock=self._clock,
+            )
             self._publishers[topic] = publisher
         await publisher.add(message)
 

@@ -79,7 +79,7 @@ async def test_a_cancelled_job_that_runs_frees_its_slot_and_its_result_says_so()
     assert world.line("one")["error"]["code"] == "cancelled"
     assert ended == [Identity("acme", "b1", "one").job_id]
     await world.until(lambda: world.pump.stats().running == 2, within_s=1)
-    assert world.pump.settled[Outcome.CANCELLED] == 1
+    await world.until(lambda: world.pump.settled[Outcome.CANCELLED] == 1, within_s=1)
     assert Identity("acme", "b1", "one") not in await world.store.cancelled()
 
 

@@ -10,7 +10,7 @@ import pytest
 from cotenant.calls import WorkloadStatus
 from cotenant.jobs.batcher import Batcher
 from cotenant.jobs.leases import Leases
-from cotenant.jobs.slots import Slots, room, slot_limits
+from cotenant.jobs.slots import SETTLING_AT_MOST, Slots, room, slot_limits
 from tests.contracts.jobs_house import DIRECTORY
 
 pytestmark = pytest.mark.unit
@@ -37,7 +37,7 @@ def test_ingresses_share_the_slots_evenly_and_none_has_no_slot(ingresses: int, w
         pytest.param(0, 0, 8, id="idle"),
         pytest.param(5, 5, 3, id="some room"),
         pytest.param(8, 8, 0, id="full"),
-        pytest.param(2, 15, 1, id="results pile up before a store that is down"),
+        pytest.param(2, 2 * 8 + SETTLING_AT_MOST - 1, 1, id="results pile up before a store that is down"),
         pytest.param(12, 12, 0, id="slots went away"),
     ],
 )
