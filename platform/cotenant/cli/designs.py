@@ -77,7 +77,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class _Wrong(Problem):
+class Wrong(Problem):
     """Something wrong that stands on no line of a file: `file` is the picture or the option."""
 
     def __str__(self) -> str:
@@ -103,7 +103,7 @@ def find_designs(patterns: Iterable[str]) -> list[Path]:
         files = [path for path in sorted(paths) if path.is_file()]
         if not files:
             what = "holds no PNG, JPEG or WebP files" if Path(expanded).is_dir() else "matches no file"
-            problems.append(_Wrong("--designs", 1, f"{pattern!r} {what}; name pictures, a folder or a pattern"))
+            problems.append(Wrong("--designs", 1, f"{pattern!r} {what}; name pictures, a folder or a pattern"))
         found |= dict.fromkeys(files)
     if problems:
         raise JobsFileError(problems)
@@ -138,7 +138,7 @@ def content_of(design: Design) -> bytes:
     except OSError as error:
         raise JobsFileError([_unreadable(design.path, error)]) from error
     if digest(data) != design.sha256:
-        raise JobsFileError([_Wrong(str(design.path), 1, "changed while it was submitted; submit it again")])
+        raise JobsFileError([Wrong(str(design.path), 1, "changed while it was submitted; submit it again")])
     return data
 
 
@@ -156,18 +156,18 @@ def check_range(wanted: Range, platform: Platform) -> Range:
     try:
         parse(_json(body))
     except BadRequest as error:
-        problems.append(_Wrong(f"--{error.param or 'size'}", 1, str(error).removeprefix(f"{error.param}: ")))
+        problems.append(Wrong(f"--{error.param or 'size'}", 1, str(error).removeprefix(f"{error.param}: ")))
     for colour in wanted.colours if not problems else ():
         try:
             colours[parse(_json({**body, "background": colour})).background] = None
         except BadRequest as error:
             text = str(error).removeprefix(f"{error.param}: ")
-            problems.append(_Wrong("--color", 1, text if repr(colour) in text else f"{colour}: {text}"))
+            problems.append(Wrong("--color", 1, text if repr(colour) in text else f"{colour}: {text}"))
     for template in templates:
         try:
             served = directory.route(MOCKUPS_URL, {"template": template})
         except UnknownWorkload as error:
-            problems.append(_Wrong("--template", 1, str(error)))
+            problems.append(Wrong("--template", 1, str(error)))
             continue
         spec = platform.workloads[served.name].mockup
         if problems or spec is None:
@@ -175,10 +175,10 @@ def check_range(wanted: Range, platform: Platform) -> Range:
         request = parse(_json(body))
         if max(request.pixels) > spec.max_size_px:
             text = f"{served.name} renders up to {spec.max_size_px} pixels a side; ask for less, or raise max_size_px"
-            problems.append(_Wrong("--size", 1, text))
+            problems.append(Wrong("--size", 1, text))
         if request.samples > spec.max_samples:
             text = f"{served.name} takes up to {spec.max_samples} samples; ask for less, or raise max_samples"
-            problems.append(_Wrong("--samples", 1, text))
+            problems.append(Wrong("--samples", 1, text))
     if problems:
         raise JobsFileError(list(dict.fromkeys(problems)))
     return Range(templates, tuple(colours), wanted.look)
@@ -219,13 +219,13 @@ def _read(path: Path, name: str) -> Design | Problem:
     except OSError as error:
         return _unreadable(path, error)
     except (BadRequest, MalformedJob) as error:
-        return _Wrong(ascii(str(path))[1:-1] if not str(path).isprintable() else str(path), 1, str(error))
+        return Wrong(ascii(str(path))[1:-1] if not str(path).isprintable() else str(path), 1, str(error))
     small = base64.b64encode(data).decode() if len(data) <= EMBEDDED_BYTES else None
     return Design(name, path, digest(data), len(data), small)
 
 
 def _unreadable(path: Path, error: OSError) -> Problem:
-    return _Wrong(str(path), 1, f"can't be read: {error.strerror}; name a picture that is there")
+    return Wrong(str(path), 1, f"can't be read: {error.strerror}; name a picture that is there")
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -11,11 +11,13 @@ from cotenant.calls import Directory
 from cotenant.calls.desk import Page
 from cotenant.cli import jobs_door
 from cotenant.config import Platform
-from cotenant.jobs.batches import MAX_BATCHES_LISTED, Batches, PublishTo
+from cotenant.jobs.batches import Batches, PublishTo
 from cotenant.jobs.model import Identity
 from cotenant.jobs.singles import Singles
 from cotenant.jobs.source import Message
 from cotenant.jobs.store import ResultStore
+
+_BATCHES_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Desk:
             return await self._find_in(tenant, batch, job_id)
         after: str | None = None
         while True:
-            page = await self.batches.page(tenant, Page(MAX_BATCHES_LISTED, after))
+            page = await self.batches.page(tenant, Page(_BATCHES_AT_ONCE, after))
             for one in page["data"]:
                 found = await self._find_in(tenant, one["id"], job_id)
                 if found is not None:

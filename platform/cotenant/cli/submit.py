@@ -20,13 +20,14 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cotenant.calls import Directory
+from cotenant.calls.desk import Json
 from cotenant.cli import jobs_door
 from cotenant.cli.amounts import duration_s
 from cotenant.cli.designs import Design, Look, Range, check_range, embeds, find_designs, lines, read_designs
 from cotenant.cli.estimate import estimates
 from cotenant.cli.interrupts import Stop, Stopped, run
 from cotenant.cli.options import platform_options, with_budgets
-from cotenant.cli.submitting import Submission, exists, picture_id
+from cotenant.cli.submitting import Submission, check_references, exists, picture_id
 from cotenant.cli.submitting import submit as submit_whole
 from cotenant.config import Platform, load_platform
 from cotenant.errors import (
@@ -48,6 +49,7 @@ from cotenant.jobs.records import Board, Records
 
 #: Options that are a mockup's fields.
 _LOOK = ("size", "samples", "format", "quality", "fit", "seed")
+_ENDED = ("completed", "failed", "cancelled", "expired")
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ def _submit(platform: Platform, submission: Submission, console: Console) -> Non
         console.print("[yellow]stopping[/] as soon as nothing is left half done; Ctrl-C again leaves at once")
 
     try:
-        late = run(lambda stop: _submit_now(platform, submission, console, stop), stopping)
+        shown, late = run(lambda stop: _submit_now(platform, submission, console, stop), stopping)
     except Stopped:
         console.print("[red]stopped[/]: nothing was submitted")
         raise click.exceptions.Exit(1) from None
@@ -255,14 +257,19 @@ def _submit(platform: Platform, submission: Submission, console: Console) -> Non
     print(batch)
     for job in submission.jobs:
         print(f"{job.identity.job_id}  {job.identity.custom_id}")
-    if late:
+    if shown["status"] in _ENDED:
+        console.print(
+            f"[yellow]note[/] batch {batch} was submitted before and has ended ({shown['status']}); nothing is done "
+            "again: another --batch would be"
+        )
+    elif late:
         console.print(f"[yellow]too late[/] to stop: `cotenant jobs cancel {batch}` takes it back")
     count = f"{len(submission.jobs)} job{'' if len(submission.jobs) == 1 else 's'}"
     console.print(f"[green]submitted[/] {count}; `cotenant results {batch}` collects what they give")
 
 
-async def _submit_now(platform: Platform, submission: Submission, console: Console, stop: Stop) -> bool:
-    """Whether Ctrl-C came when it was submitted already."""
+async def _submit_now(platform: Platform, submission: Submission, console: Console, stop: Stop) -> tuple[Json, bool]:
+    """The batch, and whether Ctrl-C came when it was submitted already."""
     door = jobs_door.door_of(platform)
     if not door.is_there:
         raise jobs_door.nothing_there(platform)
@@ -272,8 +279,8 @@ async def _submit_now(platform: Platform, submission: Submission, console: Conso
         task = bar.add_task("submitting", total=submission.bytes)
         async with jobs_door.publisher(door) as publish:
             made = Batches(store.objects, publish, platform.jobs, check_webhook=lambda tenant, url: None)
-            await submit_whole(submission, store.objects, made, stop, lambda size: bar.advance(task, size))
-    return stop.wanted
+            shown = await submit_whole(submission, store.objects, made, stop, lambda size: bar.advance(task, size))
+    return shown, stop.wanted
 
 
 # --- the dry run ---
@@ -305,6 +312,7 @@ async def _known(platform: Platform, submission: Submission, named: bool, notes:
         return ()
     try:
         store = jobs_door.result_store(platform, door.state)
+        await check_references(submission, store.objects)
         if named and await exists(submission, store.objects, submission.sha256()):
             notes.append(f"batch {submission.batch} was submitted before: the same again repeats no work")
         return await Records(store.objects).boards(time.time())

@@ -1,8 +1,9 @@
 """A submission, whole or not at all: pictures stored, file stored, batch created, its one errand published.
 
-Until the batch's record is there, nothing was submitted: who stops, or fails, takes back what was stored. From then on
-it is submitted, and what follows is finished, however often Ctrl-C is pressed once. What can't be told (a second
-Ctrl-C, a queue that does not answer) is mended by the same submission under the same name, which repeats no work.
+Until the batch's record is there, nothing was submitted: who stops, or fails, takes back what was stored (a store that
+fails just then may keep the file, which nobody refers to and which expires). From then on it is submitted, and Ctrl-C
+is too late. What can't be told (a second Ctrl-C, a queue that does not answer) is mended by the same submission under
+the same name, which repeats no work.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from cotenant.cli.designs import Design, content_of
-from cotenant.cli.interrupts import Stop, Stopped
-from cotenant.errors import IdentityConflict, JobError
+from cotenant.calls.desk import Json
+from cotenant.cli.designs import Design, Wrong, content_of
+from cotenant.cli.interrupts import Stop
+from cotenant.errors import IdentityConflict, JobError, JobsFileError, Problem, RequestRefused
 from cotenant.jobs import keys
+from cotenant.jobs.batch import MAX_PROBLEMS
 from cotenant.jobs.batches import Batches, BatchRecord
 from cotenant.jobs.files import VISION, Files, new_file_id
-from cotenant.jobs.model import Job, digest
+from cotenant.jobs.model import Job, digest, parse_body
 from cotenant.jobs.objects import Objects
+from cotenant.jobs.references import Known, check_files
 
 #: Pictures of a submission are for its batch alone, and outlive it by far.
 _PICTURES_EXPIRE_S = 2_592_000
@@ -66,18 +70,19 @@ async def submit(
     batches: Batches,
     stop: Stop,
     on_stored: Callable[[int], object] = lambda _: None,
-) -> None:
-    """Submit it. `on_stored` is told of bytes as they are stored.
+) -> Json:
+    """Submit it; OpenAI's Batch object. `on_stored` is told of bytes as they are stored.
 
     Raises:
         Stopped: it was interrupted, and nothing was submitted.
         IdentityConflict: the batch exists, with other jobs.
-        JobsFileError: a picture is not what was checked any more.
+        JobsFileError: a picture is not what was checked any more, or a file that a job refers to is not there.
         RequestRefused, SourceUnavailable, StoreUnavailable: and whether the batch was created, in words.
     """
     files = Files(objects)
     stored: list[str] = []
     sha256 = submission.sha256()
+    await check_references(submission, objects)
     if not await exists(submission, objects, sha256):
         try:
             for picture in submission.pictures:
@@ -98,7 +103,7 @@ async def submit(
             await _take_back(submission, objects, stored)
             raise
     try:
-        await batches.submit(
+        return await batches.submit(
             submission.tenant,
             _chunks(submission.lines(), stop, on_stored),
             filename=submission.filename,
@@ -107,6 +112,7 @@ async def submit(
             metadata=submission.metadata or None,
             priority=submission.priority,
             webhook=submission.webhook,
+            deadline_at_s=submission.deadline_at_s,
         )
     except BaseException as error:
         created = await _take_back(submission, objects, stored)
@@ -114,6 +120,26 @@ async def submit(
             again = f"`cotenant submit --batch {submission.batch}` with the same jobs, which repeats no work"
             raise type(error)(f"batch {submission.batch} is kept and not on its way yet: {error}; {again}") from error
         raise
+
+
+async def check_references(submission: Submission, objects: Objects) -> None:
+    """Look for the files that jobs refer to and that are not pictures of this submission. Raises JobsFileError."""
+    if submission.pictures:
+        return
+    files = Files(objects)
+    known: Known = {}
+    problems: list[Problem] = []
+    for job in submission.jobs:
+        if job.body is None or b'"file_id"' not in job.body:
+            continue
+        try:
+            await check_files(files, submission.tenant, parse_body(job.body), known)
+        except RequestRefused as error:
+            problems.append(Wrong(submission.filename, 1, f"job {job.identity.custom_id!r}: {error}"))
+            if len(problems) == MAX_PROBLEMS:
+                break
+    if problems:
+        raise JobsFileError(problems)
 
 
 async def exists(submission: Submission, objects: Objects, sha256: str) -> bool:
@@ -156,6 +182,3 @@ async def _chunks(lines: Iterable[bytes], stop: Stop, on_stored: Callable[[int],
     if held:
         yield bytes(held)
         on_stored(len(held))
-
-
-__all__ = ["Stopped", "Submission", "exists", "picture_id", "submit"]
