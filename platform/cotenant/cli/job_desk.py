@@ -21,6 +21,14 @@ _BATCHES_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
+class BatchJob:
+    """A job of a batch, and the hash of what it asks for."""
+
+    identity: Identity
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Desk:
     """What the commands ask of jobs."""
 
@@ -28,7 +36,7 @@ class Desk:
     batches: Batches
     singles: Singles
 
-    async def find_in_batches(self, tenant: str, job_id: str, batch: str | None = None) -> Identity | None:
+    async def find_in_batches(self, tenant: str, job_id: str, batch: str | None = None) -> BatchJob | None:
         """The job of a batch that has this id: looked for in one batch, or in all of the tenant's, the newest first."""
         if batch is not None:
             return await self._find_in(tenant, batch, job_id)
@@ -43,11 +51,13 @@ class Desk:
                 return None
             after = page["last_id"]
 
-    async def _find_in(self, tenant: str, batch: str, job_id: str) -> Identity | None:
+    async def _find_in(self, tenant: str, batch: str, job_id: str) -> BatchJob | None:
         data = await self.store.manifest(tenant, batch)
-        jobs = json.loads(data)["jobs"] if data is not None else ()
-        identities = (Identity(tenant, batch, custom_id) for custom_id, _ in jobs)
-        return next((identity for identity in identities if identity.job_id == job_id), None)
+        for custom_id, sha256 in json.loads(data)["jobs"] if data is not None else ():
+            identity = Identity(tenant, batch, custom_id)
+            if identity.job_id == job_id:
+                return BatchJob(identity, sha256)
+        return None
 
 
 @asynccontextmanager

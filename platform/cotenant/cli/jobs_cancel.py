@@ -13,7 +13,9 @@ from cotenant.cli import job_desk
 from cotenant.cli.options import platform_options
 from cotenant.config import Platform, load_platform
 from cotenant.errors import JobError, RequestRefused
-from cotenant.jobs.model import DEFAULT_TENANT
+from cotenant.jobs.endings import CANCELLED, parsed, status_of
+from cotenant.jobs.model import DEFAULT_TENANT, Identity, Result, error_line
+from cotenant.jobs.store import ResultStore
 
 _GONE = 404
 
@@ -62,11 +64,23 @@ async def _cancel_one(desk: job_desk.Desk, tenant: str, name: str, batch: str | 
         except RequestRefused as refused:
             if refused.status != _GONE:
                 raise
-    identity = await desk.find_in_batches(tenant, name, batch)
-    if identity is None:
+    found = await desk.find_in_batches(tenant, name, batch)
+    if found is None:
         where = f"batch {batch}" if batch is not None else "any batch, nor by itself"
         raise JobError(f"is no job of tenant {tenant} in {where}; `cotenant jobs ls` lists what there is")
-    if await desk.store.result(identity) is not None or await desk.store.buried(identity) is not None:
-        raise JobError("has ended already; `cotenant jobs show` tells how")
-    await desk.store.cancel(identity)
-    return "cancelling"
+    store, identity = desk.store, found.identity
+    line = await _line(store, identity)
+    if line is None:
+        # The mark ends what runs, the result settles it for everybody else: as for a job that was submitted by itself.
+        await store.cancel(identity)
+        ours = Result(identity, found.sha256, error_line(identity, CANCELLED, "the job was cancelled"))
+        line = (await store.create_result(ours)).line
+    status = status_of(parsed(line))
+    if status != "cancelled":
+        raise JobError(f"has {status} already; `cotenant jobs show` tells more")
+    return status
+
+
+async def _line(store: ResultStore, identity: Identity) -> bytes | None:
+    result = await store.result(identity)
+    return result.line if result is not None else await store.buried(identity)

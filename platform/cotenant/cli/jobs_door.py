@@ -25,6 +25,7 @@ from cotenant.jobs.store import ResultStore, absolute_store, open_store
 
 if TYPE_CHECKING:
     from cotenant.jobs.pubsub import PubSubLanes, PubSubSource
+    from cotenant.jobs.setup import Admin
 
 _SUBMIT_TIMEOUT_S = 60.0
 
@@ -96,6 +97,33 @@ async def publisher(door: Door) -> AsyncIterator[PublishTo]:
         yield publish
     else:
         raise nothing_there(door.platform)
+
+
+@asynccontextmanager
+async def admin(door: Door) -> AsyncIterator[Admin]:
+    """What topics and subscriptions are set up with.
+
+    Raises:
+        EnvironmentFault: there is no Pub/Sub here.
+    """
+    if not door.has_pubsub:
+        raise no_pubsub(door, "there are no topics to set up")
+    from cotenant.jobs.pubsub_admin import PubSubAdmin  # noqa: PLC0415 (Google's client takes a second to import)
+
+    opened = PubSubAdmin(door.platform.jobs.project, door.emulator)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+def no_pubsub(door: Door, so: str) -> EnvironmentFault:
+    """That there is no Pub/Sub here, and what follows from that."""
+    why = "the ingress holds the jobs in memory" if door.state is not None else "no platform runs here"
+    return EnvironmentFault(
+        f"environment {door.platform.environment} of {door.platform.name} has no Pub/Sub ({why}), so {so}; install "
+        "the emulator and `cotenant up`, set PUBSUB_EMULATOR_HOST, or name an environment with gke"
+    )
 
 
 def nothing_there(platform: Platform) -> EnvironmentFault:

@@ -56,11 +56,11 @@ async def _find(platform: Platform, tenant: str, name: str, batch: str | None) -
             else:
                 record = await Records(desk.store.objects).job(tenant, name)
                 return {**job, **(await _ending(desk.store, record.identity) if record is not None else {})}
-        identity = await desk.find_in_batches(tenant, name, batch)
-        if identity is None:
+        in_batch = await desk.find_in_batches(tenant, name, batch)
+        if in_batch is None:
             where = f"batch {batch}" if batch is not None else "any batch, nor by itself"
             raise JobError(f"{name} is no job of tenant {tenant} in {where}; `cotenant jobs ls` lists what there is")
-        return await _batch_job(desk, identity)
+        return await _batch_job(desk, in_batch.identity)
 
 
 async def _batch(desk: job_desk.Desk, tenant: str, name: str) -> Json:

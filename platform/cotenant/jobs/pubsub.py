@@ -217,9 +217,7 @@ class PubSubLanes:
         return self._source(kept_jobs(self._jobs), kept_topology(self._jobs))
 
     def _source(self, jobs: Jobs, topology: Topology) -> PubSubSource:
-        return PubSubSource(
-            jobs, pull_wait_s=self._pull_wait_s, topology=topology, connection=self._connection
-        )
+        return PubSubSource(jobs, pull_wait_s=self._pull_wait_s, topology=topology, connection=self._connection)
 
 
 #: How an exactly-once subscription says that an id will do later. Anything else that it says of an id is for good.

@@ -157,9 +157,7 @@ def _tuned(transport: Any) -> Callable[..., Any]:
 
 
 _ADVICE: Mapping[type[Exception], str] = {
-    auth_errors.DefaultCredentialsError: (
-        f"; without Google Cloud set {EMULATOR_ENV}, or COTENANT_JOBS_SOURCE=memory"
-    ),
+    auth_errors.DefaultCredentialsError: (f"; without Google Cloud set {EMULATOR_ENV}, or COTENANT_JOBS_SOURCE=memory"),
     google_errors.NotFound: "; `cotenant jobs setup` creates what is missing",
     google_errors.PermissionDenied: "; docs/pubsub.md lists who needs which role",
 }

@@ -128,11 +128,11 @@ def _why_unpublishable(message: Message) -> str | None:
     try:
         for name, value in message.attributes.items():
             if not 0 < len(name.encode()) <= MAX_ATTRIBUTE_NAME_BYTES:
-                return (
-                    f"has an attribute name of {len(name.encode())} bytes, 1 to {MAX_ATTRIBUTE_NAME_BYTES} are taken"
-                )
+                return f"has an attribute name of {len(name.encode())} bytes, 1 to {MAX_ATTRIBUTE_NAME_BYTES} are taken"
             if len(value.encode()) > MAX_ATTRIBUTE_BYTES:
-                return f"has {len(value.encode())} bytes in the attribute {name}, at most {MAX_ATTRIBUTE_BYTES} are taken"
+                return (
+                    f"has {len(value.encode())} bytes in the attribute {name}, at most {MAX_ATTRIBUTE_BYTES} are taken"
+                )
         if len(message.ordering_key.encode()) > MAX_ORDERING_KEY_BYTES:
             size = len(message.ordering_key.encode())
             return f"has an ordering key of {size} bytes, at most {MAX_ORDERING_KEY_BYTES} are taken"

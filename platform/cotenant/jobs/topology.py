@@ -127,9 +127,7 @@ def wanted(jobs: Jobs, workloads: Iterable[str], labels: Mapping[str, str] = LAB
 
 def within(topology: Topology, longest_retention_s: int) -> Topology:
     """`topology` for a queue that keeps messages no longer than that (the emulator)."""
-    shortened = (
-        replace(one, retention_s=min(one.retention_s, longest_retention_s)) for one in topology.subscriptions
-    )
+    shortened = (replace(one, retention_s=min(one.retention_s, longest_retention_s)) for one in topology.subscriptions)
     return replace(topology, subscriptions=tuple(shortened))
 
 
