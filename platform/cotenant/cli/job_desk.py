@@ -35,6 +35,7 @@ class Desk:
     store: ResultStore
     batches: Batches
     singles: Singles
+    publish: PublishTo
 
     async def find_in_batches(self, tenant: str, job_id: str, batch: str | None = None) -> BatchJob | None:
         """The job of a batch that has this id: looked for in one batch, or in all of the tenant's, the newest first."""
@@ -77,4 +78,5 @@ async def opened(platform: Platform) -> AsyncIterator[Desk]:
             store,
             Batches(store.objects, publish, platform.jobs),
             Singles(store, publish, platform.jobs, lambda: Directory.of(platform)),
+            publish,
         )

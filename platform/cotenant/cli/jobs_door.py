@@ -20,7 +20,7 @@ from cotenant.cli.machine.state import RunState
 from cotenant.config import Platform
 from cotenant.errors import EnvironmentFault, SourceUnavailable
 from cotenant.jobs.batches import PublishTo
-from cotenant.jobs.source import Message
+from cotenant.jobs.source import JobSource, Message
 from cotenant.jobs.store import ResultStore, absolute_store, open_store
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from cotenant.jobs.setup import Admin
 
 _SUBMIT_TIMEOUT_S = 60.0
+#: How long an empty subscription of dead letters takes to say so; twice, to be sure.
+_PULL_WAIT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,22 @@ async def publisher(door: Door) -> AsyncIterator[PublishTo]:
         yield publish
     else:
         raise nothing_there(door.platform)
+
+
+@asynccontextmanager
+async def dead_letters(door: Door) -> AsyncIterator[JobSource]:
+    """The subscription that dead letters wait in. Raises EnvironmentFault where there is no Pub/Sub."""
+    if not door.has_pubsub:
+        raise no_pubsub(door, "no dead letters wait")
+    from cotenant.jobs.pubsub import PubSubLanes  # noqa: PLC0415 (Google's client takes a second to import)
+
+    lanes = PubSubLanes(door.platform.jobs, door.emulator, pull_wait_s=_PULL_WAIT_S)
+    source = lanes.dead_letters()
+    try:
+        await source.setup()
+        yield source
+    finally:
+        await source.close()
 
 
 @asynccontextmanager
