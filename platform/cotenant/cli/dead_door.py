@@ -149,8 +149,8 @@ class StoredLetters:
             looked_at += 1
             if looked_at > _SINGLES_LOOKED_AT:
                 return
-            if job["status"] == "failed" and (letter := await self._of_single(job)) is not None:
-                yield letter
+            if job["status"] == "failed" and (single := await self._of_single(job)) is not None:
+                yield single
 
     async def _of_batch(self, batch: str) -> AsyncIterator[DeadLetter]:
         results, dead = await self._store.settled(self._tenant, batch)
@@ -167,9 +167,9 @@ class StoredLetters:
                 continue
             line = await self._store.objects.part(file_key, manifest.offsets[index], manifest.lengths[index])
             workload = manifest.workloads[manifest.which[index]]
-            letter = await self._letter(identity, line or b"", wishes, workload)
-            if letter is not None:
-                yield letter
+            buried = await self._letter(identity, line or b"", wishes, workload)
+            if buried is not None:
+                yield buried
 
     async def _of_single(self, job: Json) -> DeadLetter | None:
         record = await self._desk.singles.record(self._tenant, job["id"])

@@ -20,6 +20,7 @@ from cotenant.cli.machine.state import RunState
 from cotenant.config import Platform
 from cotenant.errors import EnvironmentFault, SourceUnavailable
 from cotenant.jobs.batches import PublishTo
+from cotenant.jobs.lanes import MAIN
 from cotenant.jobs.source import JobSource, Message
 from cotenant.jobs.store import ResultStore, absolute_store, open_store
 
@@ -160,7 +161,7 @@ class _Opened:
         self._sources: dict[str, PubSubSource] = {}
 
     async def publish(self, topic: str, messages: Sequence[Message]) -> object:
-        lane = topic.removeprefix(self._main_topic)
+        lane = topic.removeprefix(self._main_topic) if topic.startswith(self._main_topic) else MAIN
         if lane not in self._sources:
             source = self._sources[lane] = self._lanes.open(lane)
             await source.setup()

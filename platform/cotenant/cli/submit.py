@@ -25,7 +25,7 @@ from cotenant.cli import jobs_door
 from cotenant.cli.amounts import duration_s
 from cotenant.cli.designs import Design, Look, Range, check_range, embeds, find_designs, lines, read_designs
 from cotenant.cli.estimate import estimates
-from cotenant.cli.interrupts import Stop, Stopped, run
+from cotenant.cli.interrupts import Stop, Stopped, stoppable
 from cotenant.cli.options import platform_options, with_budgets
 from cotenant.cli.submitting import Submission, check_references, exists, picture_id
 from cotenant.cli.submitting import submit as submit_whole
@@ -243,17 +243,23 @@ def _submit(platform: Platform, submission: Submission, console: Console) -> Non
     def stopping() -> None:
         console.print("[yellow]stopping[/] as soon as nothing is left half done; Ctrl-C again leaves at once")
 
-    try:
-        shown, late = run(lambda stop: _submit_now(platform, submission, console, stop), stopping)
-    except Stopped:
-        console.print("[red]stopped[/]: nothing was submitted")
-        raise click.exceptions.Exit(1) from None
-    except KeyboardInterrupt:
-        console.print(
-            f"[red]stopped[/], and it can't be told whether batch {batch} was submitted: `cotenant jobs show {batch}` "
-            f"tells; the same jobs again with --batch {batch} repeat no work"
-        )
-        raise click.exceptions.Exit(1) from None
+    with stoppable(stopping) as stop:
+        try:
+            shown = stop.run(_submit_now(platform, submission, console, stop))
+        except Stopped:
+            console.print("[red]stopped[/]: nothing was submitted")
+            raise click.exceptions.Exit(1) from None
+        except KeyboardInterrupt:
+            console.print(
+                f"[red]stopped[/], and it can't be told whether batch {batch} was submitted: `cotenant jobs show "
+                f"{batch}` tells; the same jobs again with --batch {batch} repeat no work"
+            )
+            raise click.exceptions.Exit(1) from None
+        _tell(submission, shown, console, late=stop.wanted)
+
+
+def _tell(submission: Submission, shown: Json, console: Console, *, late: bool) -> None:
+    batch = submission.batch
     print(batch)
     for job in submission.jobs:
         print(f"{job.identity.job_id}  {job.identity.custom_id}")
@@ -268,8 +274,7 @@ def _submit(platform: Platform, submission: Submission, console: Console) -> Non
     console.print(f"[green]submitted[/] {count}; `cotenant results {batch}` collects what they give")
 
 
-async def _submit_now(platform: Platform, submission: Submission, console: Console, stop: Stop) -> tuple[Json, bool]:
-    """The batch, and whether Ctrl-C came when it was submitted already."""
+async def _submit_now(platform: Platform, submission: Submission, console: Console, stop: Stop) -> Json:
     door = jobs_door.door_of(platform)
     if not door.is_there:
         raise jobs_door.nothing_there(platform)
@@ -279,8 +284,7 @@ async def _submit_now(platform: Platform, submission: Submission, console: Conso
         task = bar.add_task("submitting", total=submission.bytes)
         async with jobs_door.publisher(door) as publish:
             made = Batches(store.objects, publish, platform.jobs, check_webhook=lambda tenant, url: None)
-            shown = await submit_whole(submission, store.objects, made, stop, lambda size: bar.advance(task, size))
-    return shown, stop.wanted
+            return await submit_whole(submission, store.objects, made, stop, lambda size: bar.advance(task, size))
 
 
 # --- the dry run ---
