@@ -108,7 +108,9 @@ class Pump:
         self._holdings: dict[str, Holding] = {}
         home = self._open(MAIN).source
         edges = Edges(home, store, backend, clerk or NoClerk(), caller or self._alone)
-        self._steps = Steps(jobs, edges, directory, self._clock, self._has_room_besides, self._notify)
+        self._steps = Steps(
+            jobs, edges, directory, self._clock, has_room=self._has_room_besides, more_room=self._notify
+        )
         self._held: dict[asyncio.Task[None], Work] = {}
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._beats: dict[str, float] = {}

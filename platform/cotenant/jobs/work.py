@@ -18,7 +18,14 @@ from typing import Any
 
 from cotenant.calls import JSON_TYPE, Backend, Call, Directory, Reply, Served, WorkloadStatus, error_reply
 from cotenant.config import Jobs
-from cotenant.errors import CotenantError, DeadlineExceeded, StoreUnavailable, UnknownWorkload, WorkloadUnavailable
+from cotenant.errors import (
+    CotenantError,
+    DeadlineExceeded,
+    RequestRefused,
+    StoreUnavailable,
+    UnknownWorkload,
+    WorkloadUnavailable,
+)
 from cotenant.jobs.batcher import Batcher
 from cotenant.jobs.clock import Clock
 from cotenant.jobs.errand import Clerk, Errand
@@ -44,6 +51,7 @@ from cotenant.jobs.model import (
     result_line,
 )
 from cotenant.jobs.records import Records
+from cotenant.jobs.references import resolve_files
 from cotenant.jobs.settlement import TABLE, Outcome, of_error, of_reply
 from cotenant.jobs.slots import Slots
 from cotenant.jobs.source import Delivery, JobSource, Message
@@ -138,6 +146,7 @@ class Steps:
         edges: Edges,
         directory: Directory,
         clock: Clock,
+        *,
         has_room: Callable[[str, Work], bool],
         more_room: Callable[[], None],
     ) -> None:
@@ -289,13 +298,16 @@ class Steps:
             return await work.calling, Outcome.DONE
         except _Expired:
             return None, Outcome.EXPIRED
+        except RequestRefused as error:
+            return error_reply(error.status, str(error), param=error.param, code=error.code), Outcome.REFUSED
         except asyncio.CancelledError:
             if not work.cancelled:
                 raise
             return None, Outcome.CANCELLED
-        except (WorkloadUnavailable, DeadlineExceeded, UnknownWorkload):
-            # The directory knows the workload, so one that is not there (yet) is down, and not the job's fault.
-            if await self._is_ready(served):
+        except (WorkloadUnavailable, DeadlineExceeded, UnknownWorkload) as error:
+            # The directory knows the workload, so one that is not there (yet) is down, and not the job's fault; it
+            # may have come up between the call and this look at it.
+            if await self._is_ready(served) and not isinstance(error, UnknownWorkload):
                 raise
             work.reason = self._why_not_ready(served)
             return None, Outcome.NOT_READY
@@ -311,17 +323,19 @@ class Steps:
         try:
             if wishes.deadline_at_s is not None and self._clock.unix_s() > wishes.deadline_at_s:
                 raise _Expired
+            body, files = await resolve_files(self._store.objects, tenant, body)
             work.phase = Phase.RUNNING
-            return await self._reply(work, served, job, body)
+            return await self._reply(work, served, job, body, files)
         finally:
             seconds = self._clock.now() - began
             self.seconds[served.name, tenant] += seconds
             self.slots.give(served.name, tenant, seconds)
 
-    async def _reply(self, work: Work, served: Served, job: Job, body: bytes) -> Reply:
+    async def _reply(self, work: Work, served: Served, job: Job, body: bytes, files: Mapping[str, bytes]) -> Reply:
         call = Call(
             url=job.url,
             body=body,
+            files=files,
             # Mockups as they are: base64 inside JSON would have to be undone to store them. The image routes answer
             # in OpenAI's form, as its batches do.
             accept="image/*" if served.kind == "mockup" else JSON_TYPE,

@@ -300,6 +300,16 @@ async def test_a_workload_that_is_not_ready_holds_its_jobs_without_spending_atte
     assert world.pump.settled == {Outcome.DONE: 1}
 
 
+async def test_a_workload_that_comes_up_right_after_a_call_found_it_missing_costs_no_job() -> None:
+    handler, calls = failing(UnknownWorkload("its application is not there yet"))
+    world = World({"writer": handler})
+    await world.publish(chat("early"))
+    world.pump.start()
+    await world.settled()
+    assert (world.dead, sum(calls.values())) == ([], 2)
+    assert world.pump.settled == {Outcome.DONE: 1}
+
+
 async def test_jobs_of_a_workload_that_is_down_do_not_keep_others_from_getting_through() -> None:
     world = World({"mockups": failing(*[WorkloadUnavailable("down")] * 10_000)[0]})
     world.backend.down["mockups"] = "crashed"
