@@ -5,24 +5,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cotenant.calls import Call, InMemoryBackend, Reply, error_reply
 from cotenant.config import Jobs
-from cotenant.errors import EnvironmentFault, SourceUnavailable
-from cotenant.jobs import emulator, pubsub
+from cotenant.errors import EnvironmentFault
+from cotenant.jobs import emulator
 from cotenant.jobs.batch import collect, new_batch_id, read_jobs, submit
 from cotenant.jobs.pubsub import PubSubSource
 from cotenant.jobs.pump import Pump
 from cotenant.jobs.settlement import Outcome
-from cotenant.jobs.source import Delivery, JobSource, Message
+from cotenant.jobs.source import Delivery
 from cotenant.jobs.store import open_store
-from tests.contracts.job_source import JobSourceContract, contract_jobs
+from tests.contracts.job_source import contract_jobs
 from tests.contracts.jobs_house import DIRECTORY, FlakyStore, chat, echo, eventually, message, picture, render
 
 pytestmark = pytest.mark.integration
@@ -58,30 +57,6 @@ async def drain_topic(jobs: Jobs, subscription: str, host: str) -> list[Delivery
         return got
     finally:
         await source.close()
-
-
-class TestPubSubSource(JobSourceContract):
-    @pytest.fixture
-    async def source(self, emulator_host: str) -> AsyncIterator[PubSubSource]:
-        self.jobs = contract_jobs(f"-{next(_numbers)}")
-        self.host = emulator_host
-        source = await open_source(self.jobs, emulator_host)
-        yield source
-        await source.close()
-
-    async def dead_letters(self, source: JobSource) -> Sequence[Message]:
-        dead = await drain_topic(self.jobs, f"{self.jobs.dead_letter}-kept", self.host)
-        return [Message(delivery.data, delivery.attributes) for delivery in dead]
-
-    async def test_a_queue_that_is_not_there_is_said_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pubsub, "_CALL_TIMEOUT_S", 2.0)
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            host = f"127.0.0.1:{taken.getsockname()[1]}"
-            source = PubSubSource(Jobs(), emulator_host=host, pull_wait_s=0.5)
-            with pytest.raises(SourceUnavailable, match=f"the emulator at {host} did not publish"):
-                await asyncio.wait_for(source.publish("jobs", [Message(b"x")]), 60)
-            await source.close()
 
 
 @pytest.fixture

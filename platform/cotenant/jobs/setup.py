@@ -34,7 +34,7 @@ _AT_ONCE = 8
 
 
 class Admin(Protocol):
-    """The edge to what exists in one project. Every method raises SourceUnavailable when it does not answer, or may not.
+    """The edge to what exists in one project. Every method raises SourceUnavailable when it is not answered.
 
     `longest_retention_s`: how long its subscriptions can keep messages.
     """

@@ -20,7 +20,7 @@ delivered yet.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from cotenant.config import Jobs
@@ -54,8 +54,8 @@ class Message:
 class Delivery:
     """One delivery of a message. `published_at_s` is Unix time.
 
-    `attempt` counts deliveries from 1 where the subscription has a dead-letter topic; elsewhere nobody counts them,
-    and it stays 1.
+    `attempt` counts deliveries from 1 where the subscription has a dead-letter topic; elsewhere Pub/Sub does not count
+    them, and it stays 1.
     """
 
     ack_id: str
@@ -94,7 +94,7 @@ class JobSource(Protocol):
         A topic drops what comes before it has a subscription: who publishes to a lane that may be new sets it up first.
 
         Raises:
-            MalformedJob: a message is larger than Pub/Sub takes, or has attributes that it does not; none was published.
+            MalformedJob: a message is larger than Pub/Sub takes, or has attributes that it refuses; none was published.
         """
         ...
 
@@ -118,6 +118,33 @@ def check_messages(messages: Sequence[Message]) -> None:
         if reason is not None:
             which = f"message {number} of {len(messages)}" if len(messages) > 1 else "the message"
             raise MalformedJob(f"{which} {reason}")
+
+
+def fitting(message: Message, less_needed: Sequence[str] = ()) -> Message:
+    """`message` with its attributes cut to what the queue takes, so that a message which came by it can go on by it.
+
+    Values that are too long are clipped, names that are too long left out. Where there are too many attributes, the
+    publisher's later ones go; where there are too many bytes, those in `less_needed` go, one after the other. The data
+    is never touched.
+    """
+    kept = {
+        name: _clipped(value, MAX_ATTRIBUTE_BYTES)
+        for name, value in message.attributes.items()
+        if name and name == _clipped(name, MAX_ATTRIBUTE_NAME_BYTES)
+    }
+    while len(kept) > MAX_ATTRIBUTES:
+        del kept[next((name for name in reversed(kept) if name not in less_needed), next(reversed(kept)))]
+    fitted = replace(message, attributes=kept)
+    for name in less_needed:
+        if fitted.size_bytes <= MAX_MESSAGE_BYTES:
+            break
+        kept.pop(name, None)
+        fitted = replace(message, attributes=dict(kept))
+    return fitted
+
+
+def _clipped(text: str, most_bytes: int) -> str:
+    return text.encode("utf-8", "replace")[:most_bytes].decode("utf-8", "ignore")
 
 
 def _why_unpublishable(message: Message) -> str | None:
