@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import pytest
@@ -119,38 +119,31 @@ class Course(RuleBasedStateMachine):
 
     @rule(workload=WORKLOADS, then_s=PAUSES_S)
     def kill_replica(self, workload: str, then_s: float) -> None:
-        self.house.kill_replica(workload)
-        self.do(None, then_s)
+        self.do(self.soon(lambda: self.house.kill_replica(workload)), then_s)
 
     @rule(workload=WORKLOADS, down_s=OUTAGES_S, hard=st.booleans(), then_s=PAUSES_S)
     def redeploy_workload(self, workload: str, down_s: float, hard: bool, then_s: float) -> None:
-        self.house.redeploy_workload(workload, down_s, hard=hard)
-        self.do(None, then_s)
+        self.do(self.soon(lambda: self.house.redeploy_workload(workload, down_s, hard=hard)), then_s)
 
     @rule(workload=WORKLOADS, for_s=OUTAGES_S, then_s=PAUSES_S)
     def remove_workload(self, workload: str, for_s: float, then_s: float) -> None:
-        self.house.remove_workload(workload, for_s)
-        self.do(None, then_s)
+        self.do(self.soon(lambda: self.house.remove_workload(workload, for_s)), then_s)
 
     @rule(down_s=OUTAGES_S, hangs=st.booleans(), then_s=PAUSES_S)
     def kill_controller(self, down_s: float, hangs: bool, then_s: float) -> None:
-        self.house.silence_controller(down_s, hangs=hangs)
-        self.do(None, then_s)
+        self.do(self.soon(lambda: self.house.silence_controller(down_s, hangs=hangs)), then_s)
 
     @rule(down_s=OUTAGES_S, then_s=PAUSES_S)
     def break_store(self, down_s: float, then_s: float) -> None:
-        self.house.break_store(down_s)
-        self.do(None, then_s)
+        self.do(self.soon(lambda: self.house.break_store(down_s)), then_s)
 
     @rule(what=st.sampled_from(SOURCES), down_s=OUTAGES_S, then_s=PAUSES_S)
     def break_source(self, what: str, down_s: float, then_s: float) -> None:
-        self.house.break_source(what, down_s)
-        self.do(None, then_s)
+        self.do(self.soon(lambda: self.house.break_source(what, down_s)), then_s)
 
     @rule(for_s=OUTAGES_S, lost=st.sampled_from([0.0, 0.2, 0.6]), slow=st.sampled_from([0.0, 0.2]), then_s=PAUSES_S)
     def storm(self, for_s: float, lost: float, slow: float, then_s: float) -> None:
-        self.house.storm(for_s, source_lost=lost, store_lost=lost, slow=slow)
-        self.do(None, then_s)
+        self.do(self.soon(lambda: self.house.storm(for_s, source_lost=lost, store_lost=lost, slow=slow)), then_s)
 
     def teardown(self) -> None:
         try:
@@ -162,10 +155,12 @@ class Course(RuleBasedStateMachine):
             self.loop.close()
             gc.collect(0)
 
-    def do(self, step: Coroutine[Any, Any, None] | None, then_s: float) -> None:
-        if step is not None:
-            self.run(step)
+    def do(self, step: Coroutine[Any, Any, None], then_s: float) -> None:
+        self.run(step)
         self.run(self.house.pass_time(then_s))
+
+    async def soon(self, step: Callable[[], None]) -> None:
+        step()
 
     def run(self, step: Coroutine[Any, Any, T]) -> T:
         asyncio.set_event_loop(self.loop)
