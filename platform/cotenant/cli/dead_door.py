@@ -74,7 +74,7 @@ async def opened(platform: Platform, tenant: str | None) -> AsyncIterator[Opened
             forgetting = Forgetting(desk.store, desk.publish)
             yield Opened(StoredLetters(desk, platform, tenant or DEFAULT_TENANT, forgetting.publish), forgetting)
         return
-    store = jobs_door.result_store(platform, door.state)
+    store = jobs_door.existing_store(platform, door.state)
     async with jobs_door.publisher(door) as publish, jobs_door.dead_letters(door) as source:
         forgetting = Forgetting(store, publish)
         yield Opened(DeadLetters(platform.jobs, source, forgetting.publish), forgetting)

@@ -65,7 +65,7 @@ class Desk:
 async def opened(platform: Platform) -> AsyncIterator[Desk]:
     """The desk of a platform's environment. Raises EnvironmentFault where its store can't be read from here."""
     door = jobs_door.door_of(platform)
-    store = jobs_door.result_store(platform, door.state)
+    store = jobs_door.existing_store(platform, door.state)
     async with AsyncExitStack() as stack:
         opened_publish: list[PublishTo] = []
 

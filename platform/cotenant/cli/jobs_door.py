@@ -66,12 +66,27 @@ def running(platform: Platform) -> RunState | None:
 
 def result_store(platform: Platform, state: RunState | None) -> ResultStore:
     """The store that the ingress writes to. Raises EnvironmentFault where no other process can read it."""
+    return open_store(_store_url(platform, state))
+
+
+def existing_store(platform: Platform, state: RunState | None) -> ResultStore:
+    """The same for who only reads: a folder that is not there is not made. Raises EnvironmentFault."""
+    url = _store_url(platform, state)
+    if "://" not in url and not Path(url).is_dir():
+        raise EnvironmentFault(
+            f"there are no jobs at {url}: nothing was submitted from this folder, and no platform runs; go where it "
+            "was, or make jobs.store an absolute path or a bucket"
+        )
+    return open_store(url)
+
+
+def _store_url(platform: Platform, state: RunState | None) -> str:
     url = state.store if state is not None and state.store else absolute_store(platform.jobs.store, Path.cwd())
     if url.startswith("memory:"):
         raise EnvironmentFault(
             "jobs.store is memory://, which only the ingress can read; name a folder or a bucket for this command"
         )
-    return open_store(url)
+    return url
 
 
 @asynccontextmanager

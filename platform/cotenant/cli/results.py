@@ -118,7 +118,7 @@ def _told(wrote: _Wrote, wanted: _Wanted) -> str:
 
 async def _collect(wanted: _Wanted, wrote: _Wrote, console: Console) -> Collected | None:
     """What was collected; None where the batch is known by name alone."""
-    store = jobs_door.result_store(wanted.platform, jobs_door.running(wanted.platform))
+    store = jobs_door.existing_store(wanted.platform, jobs_door.running(wanted.platform))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bar(*columns, console=console, transient=True) as bar, ExitStack() as stack:
         task = bar.add_task("waiting", total=None)

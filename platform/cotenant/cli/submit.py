@@ -22,7 +22,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from cotenant.calls import Directory
 from cotenant.calls.desk import Json
 from cotenant.cli import jobs_door
-from cotenant.cli.amounts import duration_s
+from cotenant.cli.amounts import duration_s, time_text
 from cotenant.cli.designs import Design, Look, Range, check_range, embeds, find_designs, lines, read_designs
 from cotenant.cli.estimate import estimates
 from cotenant.cli.interrupts import Stop, Stopped, stoppable
@@ -297,6 +297,10 @@ def _estimate(platform: Platform, submission: Submission, *, named: bool) -> Non
     plan = _plan(platform, notes)
     boards = asyncio.run(_known(platform, submission, named, notes))
     found = estimates(platform, plan, submission.jobs, boards)
+    if submission.deadline_at_s is not None:
+        left_s = submission.deadline_at_s - time.time()
+        if max(each.time_s for each in found) > left_s:
+            notes.append(f"the deadline is in {time_text(left_s)}: what has not begun by then is not done")
     show(Console(highlight=False), found, stored_bytes=submission.bytes, notes=notes)
 
 
@@ -315,11 +319,14 @@ async def _known(platform: Platform, submission: Submission, named: bool, notes:
     if not door.is_there:
         return ()
     try:
-        store = jobs_door.result_store(platform, door.state)
+        store = jobs_door.existing_store(platform, door.state)
+    except EnvironmentFault:
+        return ()
+    try:
         await check_references(submission, store.objects)
         if named and await exists(submission, store.objects, submission.sha256()):
             notes.append(f"batch {submission.batch} was submitted before: the same again repeats no work")
         return await Records(store.objects).boards(time.time())
-    except (StoreUnavailable, EnvironmentFault) as error:
+    except StoreUnavailable as error:
         notes.append(str(error))
         return ()

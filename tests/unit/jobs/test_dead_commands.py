@@ -116,6 +116,7 @@ def test_list_tells_what_was_given_up_and_why_and_consumes_nothing(house: Gravey
 
 
 def test_an_empty_list_says_so_and_a_cut_one_says_that_there_are_more(house: Graveyard) -> None:
+    (house.folder / "results").mkdir()
     assert "nothing was given up" in cotenant("dead", "list").stderr
     for n in range(4):
         house.bury(f"c{n}")

@@ -275,6 +275,13 @@ def test_a_dry_run_uses_the_measured_pace_of_the_platform_that_runs(house: House
     assert "? is assumed" not in result.stdout
 
 
+def test_a_dry_run_says_that_the_deadline_is_too_soon(house: House) -> None:
+    jobs = file_of(*[chat(f"c{n}") for n in range(500)])
+    soon, late = (cotenant("submit", "-", "--dry-run", "--deadline", text, stdin=jobs).stdout for text in ("1m", "7d"))
+    assert "what has not begun by then is not done" in " ".join(soon.split())
+    assert "not begun" not in late
+
+
 def test_a_dry_run_refuses_what_a_submission_would(house: House) -> None:
     cotenant("submit", "-", "--batch", "mine", stdin=file_of(chat("a")))
     wrong = cotenant("submit", "-", "--dry-run", stdin=b"{\n")
@@ -320,9 +327,18 @@ def test_results_of_a_batch_that_nobody_has_begun_with_say_so(house: House) -> N
 
 
 def test_results_of_an_unknown_batch_are_a_clear_error(house: House) -> None:
+    submitted(house, chat("a"))
     result = cotenant("results", "nothing")
     assert result.exit_code == 1
     assert "no batch nothing of tenant default" in result.stderr
+
+
+def test_looking_for_results_where_nothing_was_submitted_makes_no_folder(house: House) -> None:
+    for command in (("results", "mine"), ("jobs", "ls"), ("jobs", "show", "mine")):
+        result = cotenant(*command)
+        assert result.exit_code == 1
+        assert "nothing was submitted from this folder" in " ".join(result.stderr.split())
+    assert not (house.folder / "results").exists()
 
 
 def test_results_of_a_batch_whose_file_was_refused_say_what_was_wrong(

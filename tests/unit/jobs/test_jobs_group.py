@@ -95,6 +95,7 @@ def test_ls_of_batches_has_a_bar_of_how_far_each_is(house: House) -> None:
 
 
 def test_a_tenant_without_jobs_is_told_where_else_to_look(house: House) -> None:
+    single(house, "one")
     result = cotenant("jobs", "ls", "--tenant", "nobody")
     assert (result.exit_code, result.stdout) == (0, "")
     assert "nothing of tenant nobody" in result.stderr and "--batches" in result.stderr
@@ -179,6 +180,7 @@ def test_show_tells_of_a_batch_where_its_files_lie(house: House) -> None:
     ],
 )
 def test_what_is_not_there_is_said_so(house: House, name: str, said: str) -> None:
+    submitted(house, chat("a"))
     for command in ("show", "cancel"):
         result = cotenant("jobs", command, name)
         assert result.exit_code == 1
