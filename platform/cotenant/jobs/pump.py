@@ -32,7 +32,7 @@ from cotenant.jobs.lanes import CLERK, MAIN, Lanes, lane_of, workload_of
 from cotenant.jobs.model import Job, Result
 from cotenant.jobs.records import Board, Records, WorkloadPace
 from cotenant.jobs.settlement import TABLE, Action, Outcome, Settlement, settle
-from cotenant.jobs.slots import room, slot_limits
+from cotenant.jobs.slots import SETTLING_AT_MOST, room, slot_limits
 from cotenant.jobs.source import Delivery
 from cotenant.jobs.store import ResultStore
 from cotenant.jobs.work import Caller, Edges, Phase, Steps, Work, names
@@ -249,7 +249,11 @@ class Pump:
         unknown = sum(not work.workload and work.undone for work in of_lane)
         if workload is not None:
             return self._room(workload) - unknown
-        return sum(self._room_for_main(name) for name in served) - unknown
+        # What can't be moved because its lane's topic does not answer stays here; it is bounded too.
+        most = sum(self._steps.slots.limit(name) + self._jobs.look_ahead for name in served)
+        undone = sum(work.undone for work in of_lane)
+        bound = min(2 * most - undone, 2 * most + SETTLING_AT_MOST - len(of_lane))
+        return min(sum(self._room_for_main(name) for name in served) - unknown, bound)
 
     def _notify(self) -> None:
         for holding in self._holdings.values():
@@ -391,7 +395,7 @@ class Pump:
         self._notify()
 
     async def _hand_back(self) -> None:
-        for holding in self._holdings.values():
+        for holding in list(self._holdings.values()):  # a lane may be opened meanwhile
             count = await holding.hand_back()
             if count:
                 self.settled[Outcome.HANDED_BACK] += count
