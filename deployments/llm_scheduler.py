@@ -44,6 +44,9 @@ class _Queue(PriorityRequestQueue):  # type: ignore[misc]
 class ClassScheduler(Scheduler):  # type: ignore[misc]
     """For an engine whose steps follow each other (on a CPU)."""
 
+    running: list[Request]
+    max_num_scheduled_tokens: int
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.waiting, self.skipped_waiting = _Queue(), _Queue()

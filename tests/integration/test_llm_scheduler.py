@@ -138,7 +138,9 @@ class Machine:
         parameters.update_from_generation_config({}, eos_token_id=None)
         # Every request arrives later than the one before.
         arrived = 1000.0 + len(self.said)
-        request = Request(name, prompt, parameters, None, arrival_time=arrived, priority=rank, block_hasher=self._hasher)
+        request = Request(
+            name, prompt, parameters, None, arrival_time=arrived, priority=rank, block_hasher=self._hasher
+        )
         self.said[name] = []
         self.scheduler.add_request(request)
         return request
