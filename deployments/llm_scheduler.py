@@ -109,7 +109,11 @@ class AsyncClassScheduler(ClassScheduler, AsyncScheduler):  # type: ignore[misc]
 
 def _limits(config: Any) -> Limits:
     slots = config.scheduler_config.max_num_seqs
-    # vLLM's second model runner has rows for so many requests, and those that sit out keep theirs; the first one
-    # has rows for a step only.
-    seats = slots if config.use_v2_model_runner else None
-    return Limits.of(slots, on_cpu=config.device_config.device_type == "cpu", seats=seats)
+    return Limits.of(
+        slots,
+        on_cpu=config.device_config.device_type == "cpu",
+        block_tokens=config.cache_config.block_size,
+        # vLLM's second model runner has rows for so many requests, and those that sit out keep theirs; the first one
+        # has rows for a step only.
+        seats=slots if config.use_v2_model_runner else None,
+    )

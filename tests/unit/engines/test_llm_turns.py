@@ -23,6 +23,14 @@ def jobs(count: int, **facts: bool) -> list[Begun]:
     return [Begun(rank(batch=True), float(number), **facts) for number in range(count)]
 
 
+def test_on_a_cpu_no_job_runs_beside_and_a_chunk_holds_a_block() -> None:
+    assert Limits.of(8, on_cpu=True, block_tokens=128) == Limits(8, 0, 128, 0)
+    on_gpu = Limits.of(8, on_cpu=False, block_tokens=784, seats=8)
+    assert 0 < on_gpu.beside < 8
+    assert on_gpu.prompt_tokens == 784
+    assert on_gpu.seats == 8
+
+
 def test_an_interactive_request_goes_before_every_job_and_jobs_go_by_their_priority() -> None:
     assert rank(batch=False) == rank(batch=False, priority=LAST) == INTERACTIVE
     ranks = [rank(batch=True, priority=priority) for priority in range(LAST, FIRST + 1)]

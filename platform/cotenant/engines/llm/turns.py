@@ -53,11 +53,16 @@ class Limits:
     seats: int | None = None
 
     @classmethod
-    def of(cls, slots: int, *, on_cpu: bool, seats: int | None = None) -> Limits:
-        """The limits of an engine with so many slots."""
-        if on_cpu:
-            return cls(slots, beside=0, prompt_tokens=256, prompt_tokens_beside=0, seats=seats)
-        return cls(slots, beside=4, prompt_tokens=512, prompt_tokens_beside=64, seats=seats)
+    def of(cls, slots: int, *, on_cpu: bool, block_tokens: int, seats: int | None = None) -> Limits:
+        """The limits of an engine with so many slots and blocks of so many tokens in its KV cache.
+
+        On a CPU each further request makes the step longer for all, so no job runs beside an interactive one; 128
+        tokens of prompts make a step about as long again as 32 jobs that decode do (docs/measurements.md). A GPU
+        reads the same weights for one request and for five: four jobs beside, and the sizes of prompts, are guesses.
+        """
+        beside, prompt_tokens, prompt_tokens_beside = (0, 128, 0) if on_cpu else (4, 512, 64)
+        # Some models compute a prompt by whole blocks.
+        return cls(slots, beside, max(prompt_tokens, block_tokens), prompt_tokens_beside, seats)
 
 
 @dataclass(frozen=True)
