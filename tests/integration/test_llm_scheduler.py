@@ -371,7 +371,7 @@ def test_jobs_begin_by_their_priority_among_jobs(build: Build) -> None:
     for number in range(SLOTS):
         machine.add(f"job {number}", prompt(number), 10, JOB)
     machine.step()
-    machine.add("late", prompt(11), 10, rank(batch=True, priority=0))
+    machine.add("late", prompt(11), 10, rank(batch=True, priority=-5))
     machine.add("soon", prompt(12), 10, rank(batch=True, priority=9))
     machine.finish()
     assert machine.finished.index("soon") < machine.finished.index("late")

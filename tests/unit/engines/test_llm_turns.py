@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cotenant.engines.llm.turns import FIRST, INTERACTIVE, LAST, MIDDLE, Begun, Limits, Turn, rank, turn
+from cotenant.engines.llm.turns import FIRST, INTERACTIVE, LAST, Begun, Limits, Turn, rank, turn
 
 pytestmark = pytest.mark.unit
 
@@ -36,13 +36,12 @@ def test_an_interactive_request_goes_before_every_job_and_jobs_go_by_their_prior
     ranks = [rank(batch=True, priority=priority) for priority in range(LAST, FIRST + 1)]
     assert ranks == sorted(set(ranks), reverse=True)
     assert min(ranks) > INTERACTIVE
-    assert rank(batch=True) == ranks[MIDDLE]
+    assert rank(batch=True) == ranks[-LAST]
 
 
-@pytest.mark.parametrize("priority", [LAST - 1, FIRST + 1])
-def test_a_priority_that_there_is_not_is_refused_with_the_range(priority: int) -> None:
-    with pytest.raises(ValueError, match=f"from {LAST} to {FIRST}, not {priority}"):
-        rank(batch=True, priority=priority)
+@pytest.mark.parametrize(("priority", "like"), [(LAST - 1, LAST), (FIRST + 1, FIRST)])
+def test_a_priority_beyond_the_ends_is_the_end(priority: int, like: int) -> None:
+    assert rank(batch=True, priority=priority) == rank(batch=True, priority=like)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ async def _run(app: App, call: Call, sink: Sink) -> None:
         elif message["type"] == "http.response.start":
             sink.start(_head(message))
 
-    outside = RANK.set(rank(batch=call.batch))
+    outside = RANK.set(rank(batch=call.batch, priority=call.priority))
     running = asyncio.ensure_future(app(_scope(call), receive, send))
     RANK.reset(outside)
     try:

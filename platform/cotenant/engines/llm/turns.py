@@ -20,21 +20,15 @@ from dataclasses import dataclass
 #: Ranks are vLLM's priorities: the smaller one goes first. Interactive requests have this one, jobs larger ones.
 INTERACTIVE = 0
 
-#: Priorities that a job may have among jobs: 0 goes last.
-LAST, MIDDLE, FIRST = 0, 5, 9
+#: Priorities that a job may have among jobs (`Call.priority`); a higher one goes first.
+LAST, FIRST = -10, 10
 
 
-def rank(*, batch: bool, priority: int = MIDDLE) -> int:
-    """What vLLM is told of a request: INTERACTIVE, or for a job its rank behind that, by its priority among jobs.
-
-    Raises:
-        ValueError: the priority is outside LAST..FIRST.
-    """
+def rank(*, batch: bool, priority: int = 0) -> int:
+    """What vLLM is told of a request: INTERACTIVE, or for a job its rank behind that, by its priority among jobs."""
     if not batch:
         return INTERACTIVE
-    if not LAST <= priority <= FIRST:
-        raise ValueError(f"a job's priority is from {LAST} to {FIRST}, not {priority}; give one of those, or none")
-    return INTERACTIVE + 1 + FIRST - priority
+    return INTERACTIVE + 1 + FIRST - min(max(priority, LAST), FIRST)
 
 
 @dataclass(frozen=True)
