@@ -90,6 +90,7 @@ def test_wishes_go_with_the_batch(house: House, monkeypatch: pytest.MonkeyPatch)
         (("--webhook", "http://10.0.0.1/x"), "webhook"),
         (("--webhook", "nonsense"), "webhook"),
         (("--batch", ""), "a string that is not empty"),
+        (("--batch", "job_1"), "begins with job_"),
         (("--tenant", "x" * 600), "600 bytes"),
         (("--size", "512"), "--size is for designs"),
         (("--template", "mug"), "cut.png"),
@@ -192,6 +193,14 @@ def test_a_queue_that_fails_when_all_is_stored_says_how_to_finish_it(
     assert cotenant("submit", "-", "--batch", "mine", stdin=file_of(chat("a"))).exit_code == 0
     house.ingress()
     assert house.done == {"a": 1}
+
+
+def test_a_batch_may_be_called_what_a_terminal_would_take_for_colours(house: House) -> None:
+    result = cotenant("submit", "-", "--batch", "[/red]", stdin=file_of(chat("[bold]")))
+    assert result.exit_code == 0, result.output
+    house.ingress(lambda job: None)
+    waited = cotenant("results", "[/red]", "--timeout", "0.1")
+    assert (waited.exit_code, "missing 1 after 0.1 s: [bold]" in waited.stderr) == (1, True)
 
 
 # --- designs ---
