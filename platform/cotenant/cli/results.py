@@ -90,8 +90,8 @@ def results(
         collected = asyncio.run(_collect(wanted, wrote, console))
         if collected is None:
             console.print(
-                f"[red]nothing yet[/] after {timeout_s:g} s: no ingress has begun with batch {escape(batch)}; is one up? "
-                "The same command waits on"
+                f"[red]nothing yet[/] after {timeout_s:g} s: no ingress has begun with batch {escape(batch)}; is one "
+                "up? The same command waits on"
             )
             raise click.exceptions.Exit(1)
     except KeyboardInterrupt:
