@@ -40,6 +40,7 @@ from cotenant.telemetry.logs import event
 
 STATUS_EVERY_S = 2.0
 WATCH_EVERY_S = 1.0
+PUT_OFF_EVERY_S = 10.0
 #: A board is renewed this often though nothing on it changed; see `records.BOARD_STALE_S`.
 BOARD_AT_LEAST_EVERY_S = 5.0
 MAX_BACKOFF_S = 15.0
@@ -80,6 +81,9 @@ class NoClerk:
     async def advance(self, errand: Errand) -> float | None:
         raise MalformedJob(f"nobody here runs errands such as {errand.kind}")
 
+    async def tick(self) -> None:
+        return None
+
     async def job_ended(self, job: Job, result: Result) -> None:
         return None
 
@@ -107,7 +111,8 @@ class Pump:
         self._clock = clock or SystemClock()
         self._holdings: dict[str, Holding] = {}
         home = self._open(MAIN).source
-        edges = Edges(home, store, backend, clerk or NoClerk(), caller or self._alone)
+        self._clerk = clerk or NoClerk()
+        edges = Edges(home, store, backend, self._clerk, caller or self._alone)
         self._steps = Steps(
             jobs, edges, directory, self._clock, has_room=self._has_room_besides, more_room=self._notify
         )
@@ -128,6 +133,7 @@ class Pump:
         self._begin("leases", self._extend)
         self._begin("status", self._learn_status)
         self._begin("watch", self._watch)
+        self._begin("put-off", self._bring_back)
         self._pull_from_all()
 
     def reconfigure(self, directory: Directory) -> None:
@@ -328,6 +334,10 @@ class Pump:
         if last is None or not _same(board, last) or board.at_s - last.at_s >= BOARD_AT_LEAST_EVERY_S:
             await self._records.put_board(board)
             self._board = board
+
+    async def _bring_back(self) -> None:
+        await self._clock.sleep(PUT_OFF_EVERY_S)
+        await self._clerk.tick()
 
     def _board_now(self) -> Board:
         ids: dict[Phase, list[str]] = {phase: [] for phase in Phase}

@@ -60,6 +60,8 @@ from cotenant.telemetry.logs import event
 
 #: The backend keeps the deadline; this much later we stop believing that it does.
 DEADLINE_GRACE_S = 30.0
+#: After so long a wait for a slot it is looked again whether another ingress has done the job meanwhile.
+LOOK_AGAIN_AFTER_S = 1.0
 #: Result messages wait so long for others.
 MESSAGE_LINGER_S = 0.01
 #: Pub/Sub's limits on the attributes of a message.
@@ -298,6 +300,8 @@ class Steps:
             return await work.calling, Outcome.DONE
         except _Expired:
             return None, Outcome.EXPIRED
+        except _Overtaken:
+            return None, Outcome.IN_PROGRESS
         except RequestRefused as error:
             return error_reply(error.status, str(error), param=error.param, code=error.code), Outcome.REFUSED
         except asyncio.CancelledError:
@@ -318,11 +322,14 @@ class Steps:
     async def _in_turn(self, work: Work, served: Served, job: Job, body: bytes) -> Reply:
         """Wait for a slot, and for the reply."""
         tenant, wishes = job.identity.tenant, job.wishes
+        asked = self._clock.now()
         await self.slots.take(served.name, tenant, priority=wishes.priority, deadline_at_s=wishes.deadline_at_s)
         began = self._clock.now()
         try:
             if wishes.deadline_at_s is not None and self._clock.unix_s() > wishes.deadline_at_s:
                 raise _Expired
+            if began - asked > LOOK_AGAIN_AFTER_S and await self._store.result_of(job) is not None:
+                raise _Overtaken
             body, files = await resolve_files(self._store.objects, tenant, body)
             work.phase = Phase.RUNNING
             return await self._reply(work, served, job, body, files)
@@ -415,6 +422,10 @@ class Steps:
 
 class _Expired(Exception):
     """The job's turn came after its deadline."""
+
+
+class _Overtaken(Exception):
+    """When the job's turn came it had its result already."""
 
 
 def dead_letter(work: Work, topic: str) -> Message:

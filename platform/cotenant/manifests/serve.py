@@ -127,7 +127,7 @@ def _resources(workload: Workload, booking: Booking) -> dict[str, Any]:
 
 
 def _gateway(platform: Platform) -> dict[str, Any]:
-    arguments = {"gateway": platform.gateway.model_dump(mode="json")}
+    arguments = {name: getattr(platform, name).model_dump(mode="json") for name in ("gateway", "jobs")}
     return _door(platform, "gateway", replicas=platform.gateway.replicas, arguments=arguments)
 
 

@@ -21,10 +21,11 @@ from cotenant.errors import (
     WorkloadUnavailable,
 )
 from cotenant.jobs.lanes import MAIN, lane_of
-from cotenant.jobs.model import MAX_INLINE_BYTES, Identity
+from cotenant.jobs.model import MAX_INLINE_BYTES, Identity, Result, error_line
 from cotenant.jobs.pump import STUCK_AFTER_S
 from cotenant.jobs.settlement import Outcome
 from cotenant.jobs.source import Message
+from cotenant.jobs.work import Phase
 from tests.contracts.jobs_house import DIRECTORY, chat, echo, render
 from tests.contracts.pump_house import JOBS, World, failing, kill
 
@@ -95,6 +96,24 @@ async def test_the_same_job_twice_at_once_is_worked_on_once() -> None:
     await world.settled()
     assert calls == 1
     assert world.pump.settled == {Outcome.DONE: 1, Outcome.ALREADY_DONE: 2}
+
+
+async def test_a_job_that_another_ingress_did_while_it_waited_here_is_not_run_again() -> None:
+    handler, calls = failing()
+
+    async def slow(call: Call) -> Reply:
+        await world.clock.sleep(5)
+        return handler(call)  # type: ignore[return-value]
+
+    world = World({"mockups": slow})
+    await world.publish(*[render(f"r{n}") for n in range(3)])
+    world.pump.start()
+    await world.until(lambda: world.pump.stats().running == 2 and world.pump.stats().waiting == 1)
+    (late,) = [work.job for work in world.pump._held.values() if work.phase is Phase.WAITING and work.job is not None]
+    await world.store.create_result(Result(late.identity, late.sha256, error_line(late.identity, "cancelled", "")))
+    await world.settled()
+    assert late.identity.job_id not in calls
+    assert world.pump.settled == {Outcome.DONE: 2, Outcome.ALREADY_DONE: 1}
 
 
 async def test_another_job_under_a_taken_identity_is_a_dead_letter_and_never_gets_the_wrong_result() -> None:

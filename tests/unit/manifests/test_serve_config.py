@@ -126,7 +126,8 @@ def test_arguments_rebuild_into_the_models_they_came_from() -> None:
     )
     assert LlmSpec.model_validate(application(config, "writer")["args"]["spec"]) == platform.workloads["writer"].llm
     assert Gateway.model_validate(application(config, "gateway")["args"]["gateway"]) == platform.gateway
-    assert Jobs.model_validate(application(config, "ingress")["args"]["jobs"]) == platform.jobs
+    for door in ("gateway", "ingress"):
+        assert Jobs.model_validate(application(config, door)["args"]["jobs"]) == platform.jobs
     assert application(config, "writer")["args"]["terms"]["vram_gib"] == 12
     assert application(config, "writer")["args"]["terms"]["accelerator"] == "nvidia-l4"
 
