@@ -19,6 +19,7 @@ from cotenant.config import Jobs
 from cotenant.errors import EnvironmentFault, SourceUnavailable
 from cotenant.gateway.desk_routes import NO_JOBS
 from cotenant.jobs.desk import Desk
+from cotenant.jobs.publishing import LanePublisher
 from cotenant.jobs.source import Message
 from cotenant.jobs.store import open_store
 from cotenant.jobs.webhooks import webhook_check
@@ -113,10 +114,10 @@ def _publisher(jobs: Jobs) -> Publisher:
     if os.environ.get(SOURCE_ENV, "pubsub") == "memory":
         return IngressPublisher()
     try:
-        from cotenant.jobs.pubsub import PubSubSource  # noqa: PLC0415 (an extra)
+        from cotenant.jobs.pubsub import PubSubLanes  # noqa: PLC0415 (an extra)
     except ImportError as error:
         raise EnvironmentFault(
             f"jobs need Google's Pub/Sub client, which is not installed here ({error}); install cotenant[gcp], or set "
             f"{SOURCE_ENV}=memory"
         ) from error
-    return PubSubSource(jobs)
+    return LanePublisher(jobs, PubSubLanes(jobs))

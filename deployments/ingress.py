@@ -19,8 +19,9 @@ from cotenant.config import Jobs
 from cotenant.jobs import metrics
 from cotenant.jobs.clerk import Clerk
 from cotenant.jobs.grouping import Grouper
-from cotenant.jobs.lanes import MAIN, Lanes
+from cotenant.jobs.lanes import Lanes
 from cotenant.jobs.memory import MemoryLanes
+from cotenant.jobs.publishing import LanePublisher
 from cotenant.jobs.pump import Pump
 from cotenant.jobs.source import Message
 from cotenant.jobs.store import open_store
@@ -90,7 +91,7 @@ class Ingress:
         jobs = self._args.jobs
         self._lanes = _lanes(jobs)
         store = open_store(jobs.store)
-        publish = self._lanes.open(MAIN).publish
+        publish = LanePublisher(jobs, self._lanes).publish
         self._directory = directory
         webhooks = Webhooks(
             store.objects,
@@ -108,7 +109,7 @@ class Ingress:
     async def submit(self, topic: str, messages: Sequence[Message]) -> Sequence[str]:
         """Publish to a topic; the message ids. The way in where jobs are held in memory."""
         assert self._lanes is not None
-        return await self._lanes.open(MAIN).publish(topic, messages)
+        return await LanePublisher(self._args.jobs, self._lanes).publish(topic, messages)
 
     async def stats(self) -> dict[str, Any]:
         """What of `PumpStats` is plain."""

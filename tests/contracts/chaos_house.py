@@ -149,7 +149,7 @@ class ChaosHouse:
         calm = began > self.trouble_until_s + self.jobs.lease_s
         await ingress.pump.drain(drain_s)
         took = self.clock.now() - began
-        leased = {(lane, ack_id) for lane in self.lane_names for ack_id in self.lanes.open(lane)._leased}
+        leased = {(lane, ack_id) for lane in self.lane_names for ack_id in self.lanes.open(lane)._waiting._leased}
         if calm and self.trouble_until_s < began:
             kept = leased & ingress.wire.pulled
             assert not kept, f"{ingress.name} did not hand back {kept}"

@@ -20,12 +20,11 @@ from cotenant.cli.machine.state import RunState
 from cotenant.config import Platform
 from cotenant.errors import EnvironmentFault, SourceUnavailable
 from cotenant.jobs.batches import PublishTo
-from cotenant.jobs.lanes import MAIN
+from cotenant.jobs.publishing import LanePublisher
 from cotenant.jobs.source import JobSource, Message
 from cotenant.jobs.store import ResultStore, absolute_store, open_store
 
 if TYPE_CHECKING:
-    from cotenant.jobs.pubsub import PubSubLanes, PubSubSource
     from cotenant.jobs.setup import Admin
 
 _SUBMIT_TIMEOUT_S = 60.0
@@ -101,7 +100,7 @@ async def publisher(door: Door) -> AsyncIterator[PublishTo]:
     if door.has_pubsub:
         from cotenant.jobs.pubsub import PubSubLanes  # noqa: PLC0415 (Google's client takes a second to import)
 
-        opened = _Opened(door.platform.jobs.topic, PubSubLanes(door.platform.jobs, emulator_host=door.emulator))
+        opened = LanePublisher(door.platform.jobs, PubSubLanes(door.platform.jobs, emulator_host=door.emulator))
         try:
             yield opened.publish
         finally:
@@ -165,26 +164,6 @@ def nothing_there(platform: Platform) -> EnvironmentFault:
         f"nothing takes jobs of {platform.name} in environment {platform.environment} here: no platform runs, and "
         f"PUBSUB_EMULATOR_HOST is not set; start it with `cotenant up -e {platform.environment}`"
     )
-
-
-class _Opened:
-    """The lanes that were published to."""
-
-    def __init__(self, main_topic: str, lanes: PubSubLanes) -> None:
-        self._main_topic = main_topic
-        self._lanes = lanes
-        self._sources: dict[str, PubSubSource] = {}
-
-    async def publish(self, topic: str, messages: Sequence[Message]) -> object:
-        lane = topic.removeprefix(self._main_topic) if topic.startswith(self._main_topic) else MAIN
-        if lane not in self._sources:
-            source = self._sources[lane] = self._lanes.open(lane)
-            await source.setup()
-        return await self._sources[lane].publish(topic, messages)
-
-    async def close(self) -> None:
-        for source in self._sources.values():
-            await source.close()
 
 
 def _ingress(state: RunState) -> Any:

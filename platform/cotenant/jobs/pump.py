@@ -111,9 +111,8 @@ class Pump:
         self._backend = backend
         self._clock = clock or SystemClock()
         self._holdings: dict[str, Holding] = {}
-        home = self._open(MAIN).source
         self._clerk = clerk or NoClerk()
-        edges = Edges(home, store, backend, self._clerk, caller or self._alone)
+        edges = Edges(LanePublisher(jobs, lanes).publish, store, backend, self._clerk, caller or self._alone)
         self._steps = Steps(jobs, edges, directory, self._clock, has_room=self._has_room_besides, counts=self._counts)
         self._held: dict[asyncio.Task[None], Work] = {}
         self._census = Census()

@@ -12,7 +12,7 @@ import enum
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ from cotenant.jobs.records import Records
 from cotenant.jobs.references import resolve_files
 from cotenant.jobs.settlement import TABLE, Outcome, of_error, of_reply
 from cotenant.jobs.slots import Slots
-from cotenant.jobs.source import Delivery, JobSource, Message
+from cotenant.jobs.source import Delivery, Message
 from cotenant.jobs.store import Attempt, Marks, ResultStore
 from cotenant.telemetry.logs import event
 
@@ -130,9 +130,9 @@ class Work:
 
 @dataclass
 class Edges:
-    """What the steps are taken against. `home` publishes; every lane's source publishes to any topic."""
+    """What the steps are taken against. `publish` takes any topic's short name."""
 
-    home: JobSource
+    publish: Callable[[str, Sequence[Message]], Awaitable[object]]
     store: ResultStore
     backend: Backend
     clerk: Clerk
@@ -403,7 +403,7 @@ class Steps:
         publisher = self._publishers.get(topic)
         if publisher is None:
             publisher = Batcher[Message](
-                lambda messages: self._edges.home.publish(topic, messages),
+                lambda messages: self._edges.publish(topic, messages),
                 linger_s=MESSAGE_LINGER_S,
                 clock=self._clock,
             )
