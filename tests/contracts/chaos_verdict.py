@@ -162,9 +162,10 @@ class Verdict:
         return identity.job_id in at_s or f"{identity.tenant}/{identity.batch}" in at_s
 
     def _check_cancelled(self, run: Run) -> None:
-        """What is cancelled is not begun any more, and what runs of it ends."""
+        """What is cancelled is not begun any more, and what runs of it ends; unless it was given up in between."""
         at_s = self.clients.cancelled_at_s.get(run.job_id)
-        if at_s is not None and not run.orphan:
+        given_up = self.clients.key_of.get(run.job_id, "").replace("/results/", "/dead/") in self.objects.objects
+        if at_s is not None and not run.orphan and not given_up:
             late_s = run.ended_s - max(at_s, self.trouble_until_s)
             assert late_s < 20, f"{run} ran on for {late_s:.0f} s after it was cancelled"
 
