@@ -6,7 +6,8 @@ fetched when the job is worked on, and go to the engine as an upload does: besid
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from cotenant.calls.desk import Json
@@ -25,8 +26,10 @@ _REFERENCE = "file_id"
 Known = dict[str, FileRecord]
 
 
-async def resolve_files(objects: Objects, tenant: str, body: bytes) -> tuple[bytes, dict[str, bytes]]:
-    """A job's body with references made into uploads, and those uploads' bytes by name.
+async def resolve_files(
+    objects: Objects, tenant: str, body: bytes, *, now: Callable[[], float] = time.time
+) -> tuple[bytes, dict[str, bytes]]:
+    """A job's body with references made into uploads, and those uploads' bytes by name (`Call.files`).
 
     Raises:
         RequestRefused: 400, a file that is not there (any more) or is no picture for a job.
@@ -36,7 +39,7 @@ async def resolve_files(objects: Objects, tenant: str, body: bytes) -> tuple[byt
         return body, {}
     parsed = parse_body(body)
     files: dict[str, bytes] = {}
-    store = Files(objects)
+    store = Files(objects, now=now)
     async for param, file_id, record in _records(store, tenant, parsed):
         if file_id not in files:
             data = await store.whole(tenant, record)
