@@ -63,6 +63,11 @@ async def _burst(house: ChaosHouse, rng: random.Random) -> None:
     )
 
 
+async def _in_order(house: ChaosHouse, rng: random.Random) -> None:
+    kind, key = rng.choice(("quick", "steady", "shaky", "deadly", "refused")), rng.choice("abc")
+    await house.clients.publish(kind, rng.randrange(1, 6), own_lane=rng.random() < 0.5, key=f"{key}-{kind}")
+
+
 async def _single(house: ChaosHouse, rng: random.Random) -> None:
     await house.clients.submit_single(rng.choice(_KINDS), _tenant(rng), webhook=rng.random() < 0.5)
 
@@ -149,6 +154,7 @@ async def _endless(house: ChaosHouse, rng: random.Random) -> None:
 _STEPS: dict[_Step, float] = {
     _publish: 12,
     _burst: 1,
+    _in_order: 2,
     _single: 3,
     _again: 4,
     _another: 1,
