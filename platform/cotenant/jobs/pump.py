@@ -434,7 +434,7 @@ class Pump:
     async def _see_through(self, work: Work, holding: Holding, before: asyncio.Future[bool] | None) -> None:
         """Advance `work` until it is settled. Broken in a way nobody foresaw, it is given back."""
         try:
-            if before is not None and not await before:
+            if before is not None and not await asyncio.shield(before):
                 # The one before it comes again, and so must this one, after it.
                 await self._give_back(work, holding, Settlement(Outcome.HANDED_BACK, Action.RETRY))
                 return
