@@ -12,10 +12,14 @@ import functools
 import io
 import itertools
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -235,6 +239,41 @@ async def test_interactive_renders_that_wait_go_before_batch_renders_that_waited
     sizes = [int(word.partition(".")[0]) for word in renders.log]
     assert [size for index, size in enumerate(sizes) if index == 0 or size != sizes[index - 1]] == [96, 64, 96, 80]
     await renders.replies()
+
+
+_SCALAR = """
+import numpy as np
+from cotenant.engines.mockup import template, variant
+from cotenant.engines.mockup.scene import Scene
+
+scene = Scene(variant.load(variant.Variant("scalar_rgb", "")), template.load("mug"), shadow_samples=1)
+scene._tracer._paths = 2**12
+width, height = scene.slot_px(0, 0)
+mine, other = (np.full((height, width, 3), light, dtype=np.float32) for light in (0.2, 0.8))
+chunks = []
+
+def between():
+    chunks.append(len(chunks))
+    if len(chunks) in (2, 4):
+        found.append(scene.render(other, 40, 64, samples=4, seed=9))
+
+found = []
+alone = scene.render(mine, 48, 48, samples=16, seed=5), scene.render(other, 40, 64, samples=4, seed=9)
+again = scene.render(mine, 48, 48, samples=16, seed=5, between=between)
+assert len(chunks) > 5 and len(found) == 2
+assert (again == alone[0]).all() and all((each == alone[1]).all() for each in found)
+assert again[..., :3].mean() < 0.9 * scene.render(other, 48, 48, samples=16, seed=5)[..., :3].mean()
+print("as if alone")
+"""
+
+
+def test_the_scalar_back_end_keeps_two_renders_apart_too() -> None:
+    """In a process of its own: Mitsuba has one variant at a time."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "platform")}
+    done = subprocess.run(
+        [sys.executable, "-c", _SCALAR], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stdout.strip() == "as if alone", done.stderr
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from cotenant.config import Platform, load_platform
 from cotenant.jobs.dead import Chosen, DeadLetter, older_than, with_ids
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_MOST = 100_000
 
 
 def _choice(command: Command) -> Command:
@@ -54,11 +53,15 @@ def purge(*, file: Path, environment: str, as_json: bool, yes: bool, **which: An
     ids, picked = _picked(which)
     platform = load_platform(file, environment)
     if not yes:
-        count = asyncio.run(_count(platform, which["tenant"], picked))
-        if not count:
+        asyncio.run(_meet(platform, which["tenant"], picked))
+        met = picked.met
+        if not met:
             _tell("purged", (), picked.missed(ids, ()), as_json=as_json)
             return
-        click.confirm(f"throw {count} dead letter{'' if count == 1 else 's'} away, for good?", abort=True, err=True)
+        text = f"throw {len(met)} dead letter{'' if len(met) == 1 else 's'} away, for good?"
+        click.confirm(text, abort=True, err=True)
+        # Those that were agreed to, and none that came since.
+        picked = dead_door.Picked(lambda letter: letter.id in met)
     went = asyncio.run(_purge(platform, which["tenant"], ids, picked))
     _tell("purged", went, picked.missed(ids, went), as_json=as_json)
 
@@ -103,9 +106,10 @@ def _enough(ids: Sequence[str]) -> int | None:
     return len(ids) if ids and not any(name.startswith("job_") for name in ids) else None
 
 
-async def _count(platform: Platform, tenant: str | None, picked: dead_door.Picked) -> int:
+async def _meet(platform: Platform, tenant: str | None, picked: dead_door.Picked) -> None:
+    """Have `picked` meet all letters, and hold none of them."""
     async with dead_door.opened(platform, tenant) as dead:
-        return len((await dead.letters.list(_MOST, picked)).letters)
+        await dead.letters.list(chosen=lambda letter: picked(letter) and False)
 
 
 def _tell(done: str, went: Sequence[DeadLetter], missed: Sequence[str], *, as_json: bool) -> None:

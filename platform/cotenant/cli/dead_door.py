@@ -224,6 +224,11 @@ class Picked:
         self._names[letter.id] = {letter.id, letter.message_id, identity.job_id if identity is not None else ""}
         return True
 
+    @property
+    def met(self) -> frozenset[str]:
+        """Ids of the letters that were meant."""
+        return frozenset(self._names)
+
     def missed(self, ids: Iterable[str], letters: Iterable[DeadLetter]) -> list[str]:
         """Which of `ids` name none of `letters`."""
         named = {name for letter in letters for name in self._names.get(letter.id, ())}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cotenant.cli.amounts import size_text, time_text
@@ -42,7 +43,7 @@ def show(console: Console, found: Sequence[Estimate], *, stored_bytes: int, note
         text = f"list prices, {PRICES_REGION}, about {PRICES_AS_OF}, of the GPU share while it works"
         console.print(text, style="dim")
     for note in notes:
-        console.print(f"[yellow]note[/] {note}")
+        console.print(f"[yellow]note[/] {escape(note)}")
 
 
 def _money(each: Estimate) -> str:

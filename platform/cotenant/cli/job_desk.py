@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cotenant.calls import Directory
 from cotenant.calls.desk import Page
@@ -36,6 +36,7 @@ class Desk:
     batches: Batches
     singles: Singles
     publish: PublishTo
+    _known: dict[tuple[str, str], dict[str, BatchJob]] = field(default_factory=dict)
 
     async def find_in_batches(self, tenant: str, job_id: str, batch: str | None = None) -> BatchJob | None:
         """The job of a batch that has this id: looked for in one batch, or in all of the tenant's, the newest first."""
@@ -53,12 +54,13 @@ class Desk:
             after = page["last_id"]
 
     async def _find_in(self, tenant: str, batch: str, job_id: str) -> BatchJob | None:
-        data = await self.store.manifest(tenant, batch)
-        for custom_id, sha256 in json.loads(data)["jobs"] if data is not None else ():
-            identity = Identity(tenant, batch, custom_id)
-            if identity.job_id == job_id:
-                return BatchJob(identity, sha256)
-        return None
+        known = self._known.get((tenant, batch))
+        if known is None:
+            data = await self.store.manifest(tenant, batch)
+            jobs = json.loads(data)["jobs"] if data is not None else ()
+            found = (BatchJob(Identity(tenant, batch, custom_id), sha256) for custom_id, sha256 in jobs)
+            known = self._known[tenant, batch] = {one.identity.job_id: one for one in found}
+        return known.get(job_id)
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
@@ -89,16 +90,16 @@ def results(
         collected = asyncio.run(_collect(wanted, wrote, console))
         if collected is None:
             console.print(
-                f"[red]nothing yet[/] after {timeout_s:g} s: no ingress has begun with batch {batch}; is one up? The "
-                "same command waits on"
+                f"[red]nothing yet[/] after {timeout_s:g} s: no ingress has begun with batch {escape(batch)}; is one "
+                "up? The same command waits on"
             )
             raise click.exceptions.Exit(1)
     except KeyboardInterrupt:
-        console.print(f"[red]stopped[/] after {_told(wrote, wanted)}; the same command goes on")
+        console.print(f"[red]stopped[/] after {escape(_told(wrote, wanted))}; the same command goes on")
         raise click.exceptions.Exit(1) from None
-    console.print(f"[green]wrote[/] {_told(wrote, wanted)}, {collected.failed} of them failed jobs")
+    console.print(f"[green]wrote[/] {escape(_told(wrote, wanted))}, {collected.failed} of them failed jobs")
     if collected.missing:
-        some = ", ".join(collected.missing[:_NAMED_MISSING])
+        some = escape(", ".join(collected.missing[:_NAMED_MISSING]))
         more = len(collected.missing) - _NAMED_MISSING
         console.print(
             f"[red]missing[/] {len(collected.missing)} after {timeout_s:g} s: {some}"
@@ -120,7 +121,10 @@ async def _collect(wanted: _Wanted, wrote: _Wrote, console: Console) -> Collecte
     """What was collected; None where the batch is known by name alone."""
     store = jobs_door.existing_store(wanted.platform, jobs_door.running(wanted.platform))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bar(*columns, console=console, transient=True) as bar, ExitStack() as stack:
+    with (
+        Bar(*columns, console=console, transient=True, disable=not _has_a_bar(wanted, console)) as bar,
+        ExitStack() as stack,
+    ):
         task = bar.add_task("waiting", total=None)
 
         def show(progress: Progress) -> None:
@@ -148,6 +152,12 @@ async def _collect(wanted: _Wanted, wrote: _Wrote, console: Console) -> Collecte
             wrote.lines += 1
             wrote.failed += is_failure(line)
     return Collected(wrote.lines, wrote.failed, collection.missing)
+
+
+def _has_a_bar(wanted: _Wanted, console: Console) -> bool:
+    """Whether there is a terminal for it that lines don't go to."""
+    lines_there = wanted.follow and wanted.output is None and wanted.save_to is None and sys.stdout.isatty()
+    return console.is_terminal and not lines_there
 
 
 def _sink(

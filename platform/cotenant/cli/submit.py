@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cotenant.calls import Directory
@@ -112,6 +113,8 @@ def _asked(options: Mapping[str, Any]) -> _Asked:
             check_name("a name", value if value is not None else "any")
         except MalformedJob as error:
             raise click.BadParameter(str(error), param_hint=option) from error
+    if name is not None and name.startswith("job_"):
+        raise click.BadParameter("a name that begins with job_ is a job's; choose another", param_hint="--batch")
     return _Asked(
         tenant=options["tenant"],
         batch=name or batches.new_batch_id(),
@@ -186,13 +189,11 @@ def _of_designs(
     wanted = check_range(wanted, platform)
     paths = find_designs(patterns)
     columns = (TextColumn("reading designs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=len(paths))
         designs = read_designs(paths, lambda: bar.advance(task))
     embedded = embeds(designs, wanted)
-    stored = [] if embedded else designs
-    if embedded:
-        stored = [design for design in designs if design.embedded is None]
+    stored = [design for design in designs if not embedded or design.embedded is None]
 
     def reference(design: Design) -> dict[str, str]:
         return {"file_id": picture_id(asked.tenant, asked.batch, design.sha256)}
@@ -238,7 +239,7 @@ def _lines(source: str) -> list[bytes]:
 
 
 def _submit(platform: Platform, submission: Submission, console: Console) -> None:
-    batch = submission.batch
+    batch = escape(submission.batch)
 
     def stopping() -> None:
         console.print("[yellow]stopping[/] as soon as nothing is left half done; Ctrl-C again leaves at once")
@@ -259,10 +260,10 @@ def _submit(platform: Platform, submission: Submission, console: Console) -> Non
 
 
 def _tell(submission: Submission, shown: Json, console: Console, *, late: bool) -> None:
-    batch = submission.batch
-    print(batch)
+    print(submission.batch)
     for job in submission.jobs:
         print(f"{job.identity.job_id}  {job.identity.custom_id}")
+    batch = escape(submission.batch)
     if shown["status"] in _ENDED:
         console.print(
             f"[yellow]note[/] batch {batch} was submitted before and has ended ({shown['status']}); nothing is done "
@@ -280,7 +281,7 @@ async def _submit_now(platform: Platform, submission: Submission, console: Conso
         raise jobs_door.nothing_there(platform)
     store = jobs_door.result_store(platform, door.state)
     columns = (TextColumn("submitting"), BarColumn(), DownloadColumn(binary_units=True), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("submitting", total=submission.bytes)
         async with jobs_door.publisher(door) as publish:
             made = Batches(store.objects, publish, platform.jobs, check_webhook=lambda tenant, url: None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from cotenant.calls.desk import Json
@@ -44,7 +44,6 @@ class Submission:
     priority: int = 0
     deadline_at_s: float | None = None
     webhook: str | None = None
-    metadata: dict[str, str] = field(default_factory=dict)
 
     def sha256(self) -> str:
         """Hash of the file's bytes."""
@@ -109,7 +108,6 @@ async def submit(
             filename=submission.filename,
             input_sha256=sha256,
             batch_id=submission.batch,
-            metadata=submission.metadata or None,
             priority=submission.priority,
             webhook=submission.webhook,
             deadline_at_s=submission.deadline_at_s,

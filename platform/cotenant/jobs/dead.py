@@ -50,6 +50,7 @@ from cotenant.jobs.source import Delivery, JobSource, Message
 FORWARDED_BY_QUEUE = "delivered_too_often"
 
 _PULL_AT_ONCE = 500
+_BEFORE_AT_ONCE = 16
 #: Unary pulls may bring nothing although there is something: so many in a row are believed.
 _EMPTY_PULLS = 2
 
@@ -182,14 +183,6 @@ class Listing:
     complete: bool
 
 
-@dataclass
-class _Walk:
-    """What one walk holds: ids of letters by ack id, and when their leases were last renewed."""
-
-    held: dict[str, str]
-    renewed_at: float
-
-
 class DeadLetters:
     """The dead letters that wait in `source`, which is over the kept subscription.
 
@@ -245,14 +238,17 @@ class DeadLetters:
         seen: set[str] = set()
 
         async def visit(some: Sequence[DeadLetter]) -> Collection[str]:
-            by_topic: dict[str, list[DeadLetter]] = {}
+            mine: list[DeadLetter] = []
             for letter in some:
                 full = enough is not None and len(seen) >= enough
-                if full or not chosen(letter) or letter.fingerprint in seen:
-                    continue
-                seen.add(letter.fingerprint)
-                if before is not None:
-                    await before(letter)
+                if not full and chosen(letter) and letter.fingerprint not in seen:
+                    seen.add(letter.fingerprint)
+                    mine.append(letter)
+            if before is not None:
+                for start in range(0, len(mine), _BEFORE_AT_ONCE):
+                    await asyncio.gather(*map(before, mine[start : start + _BEFORE_AT_ONCE]))
+            by_topic: dict[str, list[DeadLetter]] = {}
+            for letter in mine:
                 by_topic.setdefault(letter.topic, []).append(letter)
             for topic, letters in by_topic.items():
                 await self._publish(topic, [letter.message for letter in letters])
@@ -282,40 +278,46 @@ class DeadLetters:
 
         `visit` returns ids of letters to let go of. All others are given back when the walk ends, however it ends.
         """
-        walk = _Walk({}, self._clock.now())
+        held: dict[str, str] = {}
+        renewing = asyncio.create_task(self._renew(held))
         empty = 0
         try:
             while empty < _EMPTY_PULLS:
                 if enough():
                     return False
-                page = await self._pull(walk)
+                page = await self._pull(held)
                 empty = 0 if page else empty + 1
                 if page:
                     gone = set(await visit([read(delivery, self._jobs) for delivery in page]))
-                    acks = [ack_id for ack_id, letter_id in walk.held.items() if letter_id in gone]
+                    acks = [ack_id for ack_id, letter_id in held.items() if letter_id in gone]
                     await self._source.ack(acks)
                     for ack_id in acks:
-                        del walk.held[ack_id]
-                await self._renew(walk)
+                        del held[ack_id]
             return True
         finally:
+            renewing.cancel()
             with contextlib.suppress(SourceUnavailable):
-                await self._source.nack(list(walk.held))
+                await self._source.nack(list(held))
 
-    async def _pull(self, walk: _Walk) -> Sequence[Delivery]:
-        """A page, held. A pull is seen to its end even where the walk is broken off: it may have leased letters."""
+    async def _pull(self, held: dict[str, str]) -> Sequence[Delivery]:
+        """A page, noted in `held`: ids of letters by ack id.
+
+        A pull is seen to its end even where the walk is broken off: it may have leased letters.
+        """
         pull = asyncio.ensure_future(self._source.pull(_PULL_AT_ONCE))
         try:
             page = await asyncio.shield(pull)
         except asyncio.CancelledError:
             with contextlib.suppress(SourceUnavailable):
-                walk.held.update({delivery.ack_id: delivery.message_id for delivery in await pull})
+                held.update({delivery.ack_id: delivery.message_id for delivery in await pull})
             raise
-        walk.held.update({delivery.ack_id: delivery.message_id for delivery in page})
+        held.update({delivery.ack_id: delivery.message_id for delivery in page})
         return page
 
-    async def _renew(self, walk: _Walk) -> None:
-        """Extend all leases, early: a pull may wait for seconds before there is time again."""
-        if walk.held and self._clock.now() - walk.renewed_at >= self._jobs.lease_s / 4:
-            walk.renewed_at = self._clock.now()
-            await self._source.extend(list(walk.held))
+    async def _renew(self, held: Mapping[str, str]) -> None:
+        """Keep the leases of what is held, whatever the walk waits for meanwhile."""
+        while True:
+            await self._clock.sleep(self._jobs.lease_s / 4)
+            if held:
+                with contextlib.suppress(SourceUnavailable):
+                    await self._source.extend(list(held))

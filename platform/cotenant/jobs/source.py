@@ -120,26 +120,23 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise MalformedJob(f"{which} {reason}")
 
 
-def fitting(message: Message, less_needed: Sequence[str] = ()) -> Message:
-    """`message` with its attributes cut to what the queue takes, so that a message which came by it can go on by it.
+def fitting(message: Message, ours: Mapping[str, str] | None = None) -> Message:
+    """`message` with the attributes `ours` set, cut to what the queue takes: what came by it can always go on by it.
 
-    Values that are too long are clipped, names that are too long left out. Where there are too many attributes, the
-    publisher's later ones go; where there are too many bytes, those in `less_needed` go, one after the other. The data
-    is never touched.
+    Values that are too long are clipped. Where there are too many attributes, the publisher's later ones go; where
+    there are too many bytes, ours go, the last one first. The data is never touched.
     """
-    kept = {
+    extra = {name: _clipped(value, MAX_ATTRIBUTE_BYTES) for name, value in (ours or {}).items()}
+    theirs = {
         name: _clipped(value, MAX_ATTRIBUTE_BYTES)
         for name, value in message.attributes.items()
-        if name and name == _clipped(name, MAX_ATTRIBUTE_NAME_BYTES)
+        if name and name not in extra and name == _clipped(name, MAX_ATTRIBUTE_NAME_BYTES)
     }
-    while len(kept) > MAX_ATTRIBUTES:
-        del kept[next((name for name in reversed(kept) if name not in less_needed), next(reversed(kept)))]
-    fitted = replace(message, attributes=kept)
-    for name in less_needed:
-        if fitted.size_bytes <= MAX_MESSAGE_BYTES:
-            break
-        kept.pop(name, None)
-        fitted = replace(message, attributes=dict(kept))
+    theirs = dict(list(theirs.items())[: MAX_ATTRIBUTES - len(extra)])
+    fitted = replace(message, attributes={**theirs, **extra})
+    while extra and fitted.size_bytes > MAX_MESSAGE_BYTES:
+        extra.popitem()
+        fitted = replace(message, attributes={**theirs, **extra})
     return fitted
 
 

@@ -150,9 +150,13 @@ class Steps:
         clock: Clock,
         *,
         has_room: Callable[[str, Work], bool],
-        more_room: Callable[[], None],
+        counts: Callable[[Work], None],
     ) -> None:
-        """`has_room` says whether a workload can take on a job besides those held; `more_room` is told of a change."""
+        """
+        Args:
+            has_room: whether a workload can take on a work besides those held.
+            counts: told of a work that counts differently now: its workload is known, or it is done.
+        """
         self.directory = directory
         self.slots = Slots()
         self.status: Mapping[str, WorkloadStatus] = {}
@@ -165,7 +169,7 @@ class Steps:
         self._records = Records(edges.store.objects)
         self._clock = clock
         self._has_room = has_room
-        self._more_room = more_room
+        self._counts = counts
         self._owners: dict[Identity, Work] = {}
         self._publishers: dict[str, Batcher[Message]] = {}
 
@@ -228,7 +232,7 @@ class Steps:
             elif (outcome := await self._call(work, job)) is not None:
                 return outcome
         work.phase = Phase.SETTLING
-        self._more_room()
+        self._counts(work)
         await self._settle(work, job)
         return work.ended
 
@@ -267,6 +271,7 @@ class Steps:
         parsed = parse_body(body)
         served = self.directory.route(job.url, parsed)
         work.workload = served.name
+        self._counts(work)
         if job.identity in self.marks:
             work.cancelled = True
         if parsed.get("stream"):
@@ -324,7 +329,7 @@ class Steps:
         tenant, wishes = job.identity.tenant, job.wishes
         asked = self._clock.now()
         await self.slots.take(served.name, tenant, priority=wishes.priority, deadline_at_s=wishes.deadline_at_s)
-        began = self._clock.now()
+        began, answered = self._clock.now(), False
         try:
             if wishes.deadline_at_s is not None and self._clock.unix_s() > wishes.deadline_at_s:
                 raise _Expired
@@ -332,11 +337,13 @@ class Steps:
                 raise _Overtaken
             body, files = await resolve_files(self._store.objects, tenant, body)
             work.phase = Phase.RUNNING
-            return await self._reply(work, served, job, body, files)
+            reply = await self._reply(work, served, job, body, files)
+            answered = True
+            return reply
         finally:
             seconds = self._clock.now() - began
             self.seconds[served.name, tenant] += seconds
-            self.slots.give(served.name, tenant, seconds)
+            self.slots.give(served.name, tenant, seconds, answered=answered)
 
     async def _reply(self, work: Work, served: Served, job: Job, body: bytes, files: Mapping[str, bytes]) -> Reply:
         call = Call(

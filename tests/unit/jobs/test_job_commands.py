@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 
 from cotenant.calls import Reply, error_reply
 from cotenant.cli import jobs_door
+from cotenant.cli.output import Followed
 from cotenant.errors import SourceUnavailable
 from cotenant.jobs import model
 from cotenant.jobs.batches import BatchRecord
@@ -90,6 +92,7 @@ def test_wishes_go_with_the_batch(house: House, monkeypatch: pytest.MonkeyPatch)
         (("--webhook", "http://10.0.0.1/x"), "webhook"),
         (("--webhook", "nonsense"), "webhook"),
         (("--batch", ""), "a string that is not empty"),
+        (("--batch", "job_1"), "begins with job_"),
         (("--tenant", "x" * 600), "600 bytes"),
         (("--size", "512"), "--size is for designs"),
         (("--template", "mug"), "cut.png"),
@@ -192,6 +195,14 @@ def test_a_queue_that_fails_when_all_is_stored_says_how_to_finish_it(
     assert cotenant("submit", "-", "--batch", "mine", stdin=file_of(chat("a"))).exit_code == 0
     house.ingress()
     assert house.done == {"a": 1}
+
+
+def test_a_batch_may_be_called_what_a_terminal_would_take_for_colours(house: House) -> None:
+    result = cotenant("submit", "-", "--batch", "[/red]", stdin=file_of(chat("[bold]")))
+    assert result.exit_code == 0, result.output
+    house.ingress(lambda job: None)
+    waited = cotenant("results", "[/red]", "--timeout", "0.1")
+    assert (waited.exit_code, "missing 1 after 0.1 s: [bold]" in waited.stderr) == (1, True)
 
 
 # --- designs ---
@@ -410,3 +421,39 @@ def test_failed_jobs_are_counted_and_save_no_picture(house: House) -> None:
     assert result.exit_code == 0, result.output
     assert "2 lines to out.jsonl and 1 pictures to out, 1 of them failed" in " ".join(result.stderr.split())
     assert [path.name for path in (house.folder / "out").iterdir()] == ["b.png"]
+
+
+def test_followed_lines_go_to_stdout_as_their_jobs_settle(house: House) -> None:
+    submitted(house, chat("a"), chat("b"))
+    house.ingress(lambda job: Reply(200, b"{}") if job.identity.custom_id == "b" else None)
+    first = cotenant("results", "mine", "--follow", "--timeout", "0.2")
+    house.ingress()
+    second = cotenant("results", "mine", "--follow")
+    assert [json.loads(line)["custom_id"] for line in first.stdout.splitlines()] == ["b"]
+    assert [json.loads(line)["custom_id"] for line in second.stdout.splitlines()] == ["a", "b"]
+    assert (first.exit_code, second.exit_code) == (1, 0)
+
+
+def test_ctrl_c_while_following_loses_nothing_and_the_same_again_repeats_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted(house, *[chat(f"c{n}") for n in range(40)])
+    house.ingress()
+    add = Followed.add
+
+    def press(self: Followed, job_id: str, line: bytes) -> None:
+        add(self, job_id, line)
+        if len(self.written) == 20:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Followed, "add", press)
+        first = cotenant("results", "mine", "--follow", "-o", "out.jsonl")
+    assert first.exit_code == 1
+    assert "the same command goes on" in " ".join(first.stderr.split())
+    there = len((house.folder / "out.jsonl").read_text().splitlines())
+    assert 20 <= there < 40
+    second = cotenant("results", "mine", "--follow", "-o", "out.jsonl")
+    assert second.exit_code == 0
+    lines = (house.folder / "out.jsonl").read_text().splitlines()
+    assert [json.loads(line)["custom_id"] for line in lines] == [f"c{n}" for n in range(40)]
