@@ -18,6 +18,7 @@ from cotenant.calls import Directory
 from cotenant.config import Jobs
 from cotenant.jobs import metrics
 from cotenant.jobs.clerk import Clerk
+from cotenant.jobs.grouping import Grouper
 from cotenant.jobs.lanes import MAIN, Lanes
 from cotenant.jobs.memory import MemoryLanes
 from cotenant.jobs.pump import Pump
@@ -99,7 +100,8 @@ class Ingress:
             load_secrets(os.environ, jobs.webhooks_env),
         )
         clerk = Clerk(store, publish, jobs, lambda: self._directory, webhooks=webhooks)
-        self._pump = Pump(jobs, self._lanes, store, self._backend, directory, clerk=clerk)
+        caller = Grouper(self._backend, self._slots_of).call
+        self._pump = Pump(jobs, self._lanes, store, self._backend, directory, clerk=clerk, caller=caller)
         self._pump.start()
         self._publishing = asyncio.create_task(self._publish_metrics(self._pump))
 
@@ -123,6 +125,9 @@ class Ingress:
             self._publishing.cancel()
             await self._pump.drain(self._args.jobs.drain_s)
         await self._backend.close()
+
+    def _slots_of(self, workload: str) -> int:
+        return self._directory.named(workload).slots
 
     async def _publish_metrics(self, pump: Pump) -> None:
         published = Published(metrics.METRICS)

@@ -6,10 +6,13 @@ import random
 from collections.abc import Awaitable, Callable
 
 from cotenant.jobs.model import Wishes
-from tests.contracts.chaos_house import KINDS, ChaosHouse, Tally
+from tests.contracts.chaos_house import ChaosHouse
+from tests.contracts.chaos_jobs import ACCEPTED, KINDS
+from tests.contracts.chaos_verdict import Tally
 
 #: Kinds by how often they are drawn.
 _KINDS = [kind for kind in KINDS for _ in range({"quick": 8, "steady": 8, "long": 3, "endless": 0}.get(kind, 1))]
+_ACCEPTED = [kind for kind in _KINDS if kind in ACCEPTED and kind != "long"]
 _WORKLOADS = ("writer", "mockups")
 #: What of the queue can be down, by full name.
 SOURCES = (
@@ -34,10 +37,10 @@ async def play(seed: int, steps: int = 30) -> Tally:
 async def _publish(house: ChaosHouse, rng: random.Random) -> None:
     for _ in range(rng.randrange(1, 8)):
         deadline = house.clock.unix_s() + rng.uniform(1, 60) if rng.random() < 0.1 else None
-        await house.publish(
+        await house.clients.publish(
             rng.choice(_KINDS),
             own_lane=rng.random() < 0.5,
-            tenant=rng.choice(("acme", "globex")),
+            tenant=_tenant(rng),
             batch=rng.choice(("b1", "b2")),
             bare=rng.random() < 0.15,
             wishes=Wishes(priority=rng.choice((0, 0, 0, 5, -5)), deadline_at_s=deadline),
@@ -45,32 +48,45 @@ async def _publish(house: ChaosHouse, rng: random.Random) -> None:
 
 
 async def _burst(house: ChaosHouse, rng: random.Random) -> None:
-    await house.publish(rng.choice(("quick", "steady", "steady")), rng.randrange(10, 40), own_lane=rng.random() < 0.5)
+    await house.clients.publish(
+        rng.choice(("quick", "steady", "steady")), rng.randrange(10, 40), own_lane=rng.random() < 0.5
+    )
 
 
 async def _single(house: ChaosHouse, rng: random.Random) -> None:
-    await house.submit_single(rng.choice(_KINDS), rng.random() < 0.5)
+    await house.clients.submit_single(rng.choice(_KINDS), _tenant(rng), webhook=rng.random() < 0.5)
+
+
+async def _batch(house: ChaosHouse, rng: random.Random) -> None:
+    kinds = [rng.choice(_ACCEPTED) for _ in range(rng.choice((1, 3, 10, 10, 70)))]
+    await house.clients.submit_batch(kinds, _tenant(rng), webhook=rng.random() < 0.5)
+
+
+def _tenant(rng: random.Random) -> str:
+    return rng.choice(("acme", "globex"))
 
 
 async def _again(house: ChaosHouse, rng: random.Random) -> None:
-    await house.publish_again([rng.randrange(1000) for _ in range(rng.randrange(1, 4))], at_once=rng.random() < 0.5)
+    await house.clients.publish_again(
+        [rng.randrange(1000) for _ in range(rng.randrange(1, 4))], at_once=rng.random() < 0.5
+    )
 
 
 async def _another(house: ChaosHouse, rng: random.Random) -> None:
-    await house.publish_another_body(rng.randrange(1000))
+    await house.clients.publish_another_body(rng.randrange(1000))
 
 
 async def _cancel(house: ChaosHouse, rng: random.Random) -> None:
     if rng.random() < 0.5:
-        await house.publish("long", own_lane=rng.random() < 0.5)
+        await house.clients.publish("long", own_lane=rng.random() < 0.5)
         await house.pass_time(rng.uniform(0, 3))
-        await house.cancel(-1)
+        await house.clients.cancel_latest()
     else:
-        await house.cancel(rng.randrange(1000), batch=rng.random() < 0.1)
+        await house.clients.cancel(rng.randrange(1000))
 
 
-async def _errands(house: ChaosHouse, rng: random.Random) -> None:
-    await house.send_errands(rng.randrange(1, 4))
+async def _errand(house: ChaosHouse, rng: random.Random) -> None:
+    await house.clients.repeat_errand(rng.randrange(1000))
 
 
 async def _kill(house: ChaosHouse, rng: random.Random) -> None:
@@ -117,7 +133,7 @@ async def _remove(house: ChaosHouse, rng: random.Random) -> None:
 
 
 async def _endless(house: ChaosHouse, rng: random.Random) -> None:
-    await house.publish("endless", own_lane=rng.random() < 0.5)
+    await house.clients.publish("endless", own_lane=rng.random() < 0.5)
 
 
 _STEPS: dict[_Step, float] = {
@@ -127,7 +143,8 @@ _STEPS: dict[_Step, float] = {
     _again: 4,
     _another: 1,
     _cancel: 2,
-    _errands: 1,
+    _batch: 1,
+    _errand: 0.5,
     _kill: 3,
     _redeploy: 2,
     _replica: 2,

@@ -9,7 +9,6 @@ lease messages to nobody, and its calls keep replicas busy.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import json
 import random
@@ -135,7 +134,8 @@ class Wire:
     async def travel(self) -> None:
         if self.cut:
             await asyncio.Event().wait()
-        await asyncio.sleep(self.weather.delay_s())
+        if delay_s := self.weather.delay_s():
+            await asyncio.sleep(delay_s)
 
 
 class WiredSource:
@@ -182,6 +182,31 @@ class WiredLanes:
         return WiredSource(lane, self._lanes.open(lane), self._wire)
 
 
+class Books(MemoryObjects):
+    """The store, which watches over what must never change."""
+
+    def __init__(self, clock: LoopClock) -> None:
+        super().__init__()
+        self.visible_at_s: dict[str, float] = {}
+        """Since when a job, by its id, has a result."""
+        self._clock = clock
+
+    async def create(self, key: str, data: bytes) -> bool:
+        done = await super().create(key, data)
+        if done and "/results/" in key:
+            self.visible_at_s[json.loads(data)["line"]["id"]] = self._clock.now()
+        return done
+
+    async def put(self, key: str, data: bytes) -> None:
+        assert "/results/" not in key, f"{key} was written over"
+        await super().put(key, data)
+
+    async def delete(self, keys: Iterable[str]) -> None:
+        keys = list(keys)
+        assert not [key for key in keys if "/results/" in key], f"a result was deleted: {keys}"
+        await super().delete(keys)
+
+
 class WiredObjects:
     """The store at the end of a wire."""
 
@@ -202,8 +227,11 @@ class WiredObjects:
             self._wire.looked.add(key)
         return data
 
-    async def read(self, key: str, *arguments: Any, **options: Any) -> AsyncIterator[bytes]:
-        for chunk in await self._ask(lambda: _all(self._objects.read(key, *arguments, **options))):
+    async def part(self, key: str, start: int, length: int) -> bytes | None:
+        return await self._ask(lambda: self._objects.part(key, start, length))
+
+    async def read(self, key: str) -> AsyncIterator[bytes]:
+        for chunk in await self._ask(lambda: _all(self._objects.read(key))):
             yield chunk
 
     async def write(self, key: str, chunks: AsyncIterator[bytes]) -> int:
@@ -220,9 +248,6 @@ class WiredObjects:
 
     async def sign(self, key: str, expires_s: float) -> str | None:
         return await self._objects.sign(key, expires_s)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._objects, name)
 
     async def _ask(self, serve: Callable[[], Awaitable[_T]]) -> _T:
         return await self._wire.ask(serve, "store", StoreUnavailable)
@@ -262,10 +287,10 @@ class Workshop:
     An ending is a status, or one of die, crash, over, full, endless; the last one counts for all further runs.
     """
 
-    def __init__(self, slots: Mapping[str, int], rng: random.Random) -> None:
+    def __init__(self, slots: Mapping[str, int], rng: random.Random, key_of: Mapping[str, str]) -> None:
+        """`slots` of each pump; `key_of` a job's result by the job's id, as far as it is known."""
         self.slots = dict(slots)
-        self.key_of: dict[str, str] = {}
-        """Key of a job's result, by the job's id."""
+        self._key_of = key_of
         self.floors = {name: Floor(name) for name in slots}
         self.begun: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
@@ -289,10 +314,10 @@ class Workshop:
         job = (pump, call.request_id)
         if job in self.calling:
             self.wrongs.append(f"{pump} runs {call.request_id} twice at once")
-        key = self.key_of[call.request_id]
-        if key not in wire.looked:
+        key = self._key_of.get(call.request_id)
+        if key is not None and key not in wire.looked:
             self.wrongs.append(f"{pump} runs {call.request_id} without looking for its result")
-        wire.looked.discard(key)
+        wire.looked.discard(key or "")
         self.calling.add(job)
         self.busy[pump, workload] += 1
         if self.busy[pump, workload] > self.slots[workload]:
@@ -394,9 +419,3 @@ class WiredBackend:
     async def status(self) -> Mapping[str, WorkloadStatus]:
         await self._wire.travel()
         return await self._shop.status()
-
-
-async def quiet(work: Awaitable[object]) -> None:
-    """Await what may fail as the weather is."""
-    with contextlib.suppress(SourceUnavailable, StoreUnavailable):
-        await work

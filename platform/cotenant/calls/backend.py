@@ -126,17 +126,11 @@ class InMemoryBackend:
         working = asyncio.ensure_future(work)
         self._working[workload].add(working)
         try:
-            await asyncio.wait({working})
-        except asyncio.CancelledError:
-            working.cancel()
-            await asyncio.wait({working})
-            if working.cancelled():  # else it had an answer all the same
-                raise
+            if await _ended(working):
+                return working.result()
         finally:
             self._working[workload].discard(working)
-        if working.cancelled():
-            raise ReplicaDied(f"the replica of {workload} died with the request in it; send it again")
-        return working.result()
+        raise ReplicaDied(f"the replica of {workload} died with the request in it; send it again")
 
     def _refusal(self, workload: str) -> CallError | None:
         if workload not in self._handlers:
@@ -147,15 +141,24 @@ class InMemoryBackend:
 
     async def _in_time(self, run: _Run, workload: str, call: Call) -> Reply:
         working = asyncio.ensure_future(_whole(run, workload, call))
-        try:
-            await asyncio.wait({working}, timeout=call.deadline_s)
-        finally:
-            if not working.done():
-                working.cancel()
-                await asyncio.wait({working})
-        if working.cancelled():
-            raise DeadlineExceeded(f"{workload} had no answer within {call.deadline_s or 0:g} s and was cancelled")
-        return working.result()
+        if await _ended(working, call.deadline_s):
+            return working.result()
+        raise DeadlineExceeded(f"{workload} had no answer within {call.deadline_s or 0:g} s and was cancelled")
+
+
+async def _ended(working: asyncio.Future[Any], within_s: float | None = None) -> bool:
+    """Whether the work came to an end of its own. If its waiter is cancelled or its time is up, it is cancelled."""
+    try:
+        await asyncio.wait({working}, timeout=within_s)
+    except asyncio.CancelledError:
+        working.cancel()
+        await asyncio.wait({working})
+        if working.cancelled() or working.exception() is not None:  # else it had an answer all the same
+            raise
+    if not working.done():
+        working.cancel()
+        await asyncio.wait({working})
+    return not working.cancelled()
 
 
 async def _whole(run: _Run, workload: str, call: Call) -> Reply:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from copy import copy
 from functools import partial
 from typing import Any, Protocol
 
@@ -54,9 +55,9 @@ class Answers:
             self._wake()
 
     def put_rest(self, error: CallError) -> None:
-        """Answer everything that is open with this error."""
+        """Answer everything that is open with this error, each with one of its own."""
         for index in sorted(self.open):
-            self.put(index, error)
+            self.put(index, copy(error))
 
     def drop(self, index: int) -> None:
         """Expect no answer for this one."""

@@ -20,6 +20,7 @@ from cotenant.jobs.course import Course, Surroundings
 from cotenant.jobs.endings import Ended, parsed, shown_ending, status_of
 from cotenant.jobs.errand import Errand
 from cotenant.jobs.model import Job, Result
+from cotenant.jobs.putting_off import PuttingOff
 from cotenant.jobs.records import Board, Records, WorkloadPace, pace_of
 from cotenant.jobs.store import ResultStore
 from cotenant.jobs.webhooks import Webhooks
@@ -27,6 +28,10 @@ from cotenant.outbound.webhooks import Event
 
 #: How long what is known of ingresses and of a tenant's batches is believed.
 _BOARDS_AGE_S, _ACTIVES_AGE_S = 3.0, 5.0
+#: Errands that wait longer than this are put off, and so are a tenant's batches beyond so many in one ingress.
+HELD_S = 10.0
+BATCHES_AT_ONCE = 16
+_NEXT_BATCH_S = 30.0
 #: A course that nobody asked about for so long is another clerk's now.
 _FORGET_AFTER_S = 900.0
 
@@ -68,6 +73,7 @@ class Clerk:
         self._store = store
         self._records = Records(store.objects)
         self._webhooks = webhooks
+        self._putting_off = PuttingOff(store.objects, publish, jobs, now)
         self._now = now
         self._courses: dict[tuple[str, str], _Known] = {}
         self._boards: tuple[float, tuple[Board, ...]] = (-_BOARDS_AGE_S, ())
@@ -85,14 +91,24 @@ class Clerk:
 
     async def advance(self, errand: Errand) -> float | None:
         if errand.kind == "webhook":
-            return await self._webhooks.advance(errand.tenant, errand.id)
+            again_s = await self._webhooks.advance(errand.tenant, errand.id)
+            if again_s is None or again_s <= HELD_S:
+                return again_s
+            await self._putting_off.put_off(errand, again_s)
+            return None
         known = await self._known(errand)
+        if known is None:
+            await self._putting_off.put_off(errand, _NEXT_BATCH_S)
+            return None
         async with known.lock:
             again_s = await known.course.advance()
         if again_s is None:
             self._courses.pop((errand.tenant, errand.id), None)
             self._actives.pop(errand.tenant, None)
         return again_s
+
+    async def tick(self) -> None:
+        await self._putting_off.bring_back()
 
     async def job_ended(self, job: Job, result: Result) -> None:
         if job.wishes.webhook is None:
@@ -115,7 +131,8 @@ class Clerk:
             event = Event(f"batch.{ended['status']}")
             await self._webhooks.tell(record.tenant, record.webhook, event, shown_batch(record, ended=ended), record.id)
 
-    async def _known(self, errand: Errand) -> _Known:
+    async def _known(self, errand: Errand) -> _Known | None:
+        """The course of a batch; None where this ingress sees enough of the tenant's batches through already."""
         now = self._now()
         for key in [key for key, known in self._courses.items() if now - known.asked_at_s > _FORGET_AFTER_S]:
             if not self._courses[key].lock.locked():
@@ -126,6 +143,8 @@ class Clerk:
             data = await self._store.objects.get(keys.batch_key(*key))
             if data is None:
                 raise MalformedJob(f"there is no batch {errand.id} of tenant {errand.tenant}")
+            if sum(tenant == errand.tenant for tenant, _ in self._courses) >= BATCHES_AT_ONCE:
+                return None
             known = self._courses.setdefault(key, _Known(Course(BatchRecord.load(data), self._around), now))
         known.asked_at_s = now
         return known

@@ -132,12 +132,13 @@ class Course:
             )
             if problems:
                 return [problem.shown() for problem in problems]
-            there = await self._store.create_manifest(tenant, batch, manifest.dump(tenant, batch))
-            kept = Manifest.load(there)
-            if not _same_jobs(there, manifest):
-                text = f"batch {batch} exists with other jobs; submit these under another name"
-                return [LineProblem("batch_exists", text).shown()]
-            manifest = kept or manifest
+            ours = manifest.dump(tenant, batch)
+            there = await self._store.create_manifest(tenant, batch, ours)
+            if there != ours:
+                if not _same_jobs(there, manifest):
+                    text = f"batch {batch} exists with other jobs; submit these under another name"
+                    return [LineProblem("batch_exists", text).shown()]
+                manifest = Manifest.load(there) or manifest
         self._manifest = manifest
         self._state = bytearray(len(manifest))
         self._streams = [_Stream(workload) for workload in manifest.workloads]

@@ -22,6 +22,7 @@ platform's own; no segment of a stranger's name does.
     <tenant>/<batch>/dead/<custom_id>.json        why a job was given up; a result, if one comes, counts more
     _cancelled/<tenant>/<batch>[/<custom_id>]     that a batch or a job is not wanted any more
     _queued/<workload>/<time>-<job id>            jobs submitted by themselves that have no result yet, oldest first
+    _put-off/<time>-<hash>                        an errand that is to be taken up again then, the first one first
     _boards/<ingress>.json                        what an ingress is at, renewed as it changes
     _lanes/<workload>                             that the workload has, or had, a topic of its own
 """
@@ -35,6 +36,7 @@ from cotenant.jobs.model import BodyRef, Identity, digest
 BOARDS = "_boards"
 CANCELLED = "_cancelled"
 LANES = "_lanes"
+PUT_OFF = "_put-off"
 QUEUED = "_queued"
 
 
@@ -160,6 +162,16 @@ def queued_key(workload: str, queued_at_s: float, job_id: str) -> str:
 
 def queued_prefix(workload: str) -> str:
     return f"{QUEUED}/{segment(workload)}"
+
+
+def put_off_key(due_at_s: float, errand: bytes) -> str:
+    """Key of an errand that is to be taken up at `due_at_s` (Unix time)."""
+    return f"{PUT_OFF}/{round(due_at_s * 1000):015d}-{digest(errand)[:32]}"
+
+
+def put_off_until(key: str) -> float:
+    """The time in a `put_off_key`."""
+    return int(key.rsplit("/", 1)[1].split("-", 1)[0]) / 1000
 
 
 def board_key(ingress: str) -> str:

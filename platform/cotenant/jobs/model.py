@@ -44,6 +44,12 @@ RETRIED, ORIGIN = "retried", "origin"
 HISTORY, MESSAGE_ID, SOURCE_TOPIC = "attempt_history", "message_id", "source_topic"
 #: Attributes that a dead letter has from us: not the publisher's, and not to be published again.
 BURIAL_ATTRIBUTES = frozenset({OUTCOME, REASON, ATTEMPTS, HISTORY, MESSAGE_ID, SOURCE_TOPIC, RETRIED})
+#: Of a dead letter that the queue itself made, at its backstop: deliveries, where from, when it was published.
+QUEUE_COUNT = "CloudPubSubDeadLetterSourceDeliveryCount"
+QUEUE_SUBSCRIPTION = "CloudPubSubDeadLetterSourceSubscription"
+QUEUE_PROJECT = "CloudPubSubDeadLetterSourceSubscriptionProject"
+QUEUE_TIME = "CloudPubSubDeadLetterSourceTopicPublishTime"
+QUEUE_ATTRIBUTES = frozenset({QUEUE_COUNT, QUEUE_SUBSCRIPTION, QUEUE_PROJECT, QUEUE_TIME})
 
 #: Priorities that a job may have; a higher one goes first.
 MIN_PRIORITY, MAX_PRIORITY = -10, 10

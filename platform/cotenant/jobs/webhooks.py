@@ -35,9 +35,10 @@ from cotenant.outbound.webhooks import (
     signed_headers,
 )
 
-#: Errands look again after this at the latest, so that one that was moved on by another is not held for days.
-MAX_WAIT_S = 600.0
-_TRIED_BY_ANOTHER_S = 20.0
+#: Attempts at once for one tenant in one process: receivers that hang must not keep others waiting.
+TRIED_AT_ONCE = 8
+#: When to look again at a webhook whose turn has not come.
+CROWDED_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Webhooks:
         self._secrets = secrets
         self._now = now
         self._jitter = jitter
-        self._trying: set[tuple[str, str]] = set()
+        self._trying: dict[str, set[str]] = {}
 
     async def tell(self, tenant: str, url: str, event: Event, data: Mapping[str, Any], *about: str) -> None:
         """See to it that `url` is told. `about` names what of the tenant is told of. Safe to be called again."""
@@ -107,7 +108,7 @@ class Webhooks:
         return None if data is None else WebhookRecord.load(data)
 
     async def advance(self, tenant: str, webhook_id: str) -> float | None:
-        """Try to deliver it if it is time: seconds until the next look, None when it has ended.
+        """Try to deliver it if it is time: seconds until the next attempt, None when it has ended.
 
         Raises:
             MalformedJob: there is no such webhook.
@@ -119,14 +120,17 @@ class Webhooks:
             return None
         now = self._now()
         if record.next_at_s > now:
-            return min(record.next_at_s - now, MAX_WAIT_S)
-        if (tenant, webhook_id) in self._trying:
-            return _TRIED_BY_ANOTHER_S
-        self._trying.add((tenant, webhook_id))
+            return record.next_at_s - now
+        trying = self._trying.setdefault(tenant, set())
+        if webhook_id in trying or len(trying) >= TRIED_AT_ONCE:
+            return CROWDED_S
+        trying.add(webhook_id)
         try:
             return await self._try(record)
         finally:
-            self._trying.discard((tenant, webhook_id))
+            trying.discard(webhook_id)
+            if not trying:
+                self._trying.pop(tenant, None)
 
     async def _try(self, record: WebhookRecord) -> float | None:
         outcome = await self._attempt(record)
@@ -139,7 +143,7 @@ class Webhooks:
             keys.webhook_key(record.tenant, record.id),
             replace(record, attempts=attempts, fate=ended, next_at_s=next_at_s).dump(),
         )
-        return None if ended is not None else min(max(0.0, next_at_s - now), MAX_WAIT_S)
+        return None if ended is not None else max(0.0, next_at_s - now)
 
     async def _attempt(self, record: WebhookRecord) -> Outcome:
         body = record.body.encode()

@@ -60,6 +60,8 @@ from cotenant.telemetry.logs import event
 
 #: The backend keeps the deadline; this much later we stop believing that it does.
 DEADLINE_GRACE_S = 30.0
+#: After so long a wait for a slot it is looked again whether another ingress has done the job meanwhile.
+LOOK_AGAIN_AFTER_S = 1.0
 #: Result messages wait so long for others.
 MESSAGE_LINGER_S = 0.01
 #: Pub/Sub's limits on the attributes of a message.
@@ -148,9 +150,13 @@ class Steps:
         clock: Clock,
         *,
         has_room: Callable[[str, Work], bool],
-        more_room: Callable[[], None],
+        counts: Callable[[Work], None],
     ) -> None:
-        """`has_room` says whether a workload can take on a job besides those held; `more_room` is told of a change."""
+        """
+        Args:
+            has_room: whether a workload can take on a work besides those held.
+            counts: told of a work that counts differently now: its workload is known, or it is done.
+        """
         self.directory = directory
         self.slots = Slots()
         self.status: Mapping[str, WorkloadStatus] = {}
@@ -163,7 +169,7 @@ class Steps:
         self._records = Records(edges.store.objects)
         self._clock = clock
         self._has_room = has_room
-        self._more_room = more_room
+        self._counts = counts
         self._owners: dict[Identity, Work] = {}
         self._publishers: dict[str, Batcher[Message]] = {}
 
@@ -226,7 +232,7 @@ class Steps:
             elif (outcome := await self._call(work, job)) is not None:
                 return outcome
         work.phase = Phase.SETTLING
-        self._more_room()
+        self._counts(work)
         await self._settle(work, job)
         return work.ended
 
@@ -265,6 +271,7 @@ class Steps:
         parsed = parse_body(body)
         served = self.directory.route(job.url, parsed)
         work.workload = served.name
+        self._counts(work)
         if job.identity in self.marks:
             work.cancelled = True
         if parsed.get("stream"):
@@ -298,6 +305,8 @@ class Steps:
             return await work.calling, Outcome.DONE
         except _Expired:
             return None, Outcome.EXPIRED
+        except _Overtaken:
+            return None, Outcome.IN_PROGRESS
         except RequestRefused as error:
             return error_reply(error.status, str(error), param=error.param, code=error.code), Outcome.REFUSED
         except asyncio.CancelledError:
@@ -318,18 +327,23 @@ class Steps:
     async def _in_turn(self, work: Work, served: Served, job: Job, body: bytes) -> Reply:
         """Wait for a slot, and for the reply."""
         tenant, wishes = job.identity.tenant, job.wishes
+        asked = self._clock.now()
         await self.slots.take(served.name, tenant, priority=wishes.priority, deadline_at_s=wishes.deadline_at_s)
-        began = self._clock.now()
+        began, answered = self._clock.now(), False
         try:
             if wishes.deadline_at_s is not None and self._clock.unix_s() > wishes.deadline_at_s:
                 raise _Expired
+            if began - asked > LOOK_AGAIN_AFTER_S and await self._store.result_of(job) is not None:
+                raise _Overtaken
             body, files = await resolve_files(self._store.objects, tenant, body)
             work.phase = Phase.RUNNING
-            return await self._reply(work, served, job, body, files)
+            reply = await self._reply(work, served, job, body, files)
+            answered = True
+            return reply
         finally:
             seconds = self._clock.now() - began
             self.seconds[served.name, tenant] += seconds
-            self.slots.give(served.name, tenant, seconds)
+            self.slots.give(served.name, tenant, seconds, answered=answered)
 
     async def _reply(self, work: Work, served: Served, job: Job, body: bytes, files: Mapping[str, bytes]) -> Reply:
         call = Call(
@@ -415,6 +429,10 @@ class Steps:
 
 class _Expired(Exception):
     """The job's turn came after its deadline."""
+
+
+class _Overtaken(Exception):
+    """When the job's turn came it had its result already."""
 
 
 def dead_letter(work: Work, topic: str) -> Message:

@@ -13,6 +13,7 @@ from openai.types import Batch
 from cotenant.calls.desk import Page
 from cotenant.errors import IdentityConflict, RequestRefused, SourceUnavailable
 from cotenant.jobs import intake, lines, windows
+from cotenant.jobs.clerk import BATCHES_AT_ONCE
 from cotenant.jobs.errand import Errand
 from cotenant.jobs.model import MAX_INLINE_BYTES, Result, error_line
 from cotenant.jobs.objects import open_objects
@@ -127,6 +128,21 @@ async def test_lines_are_out_in_windows_that_follow_the_slots_and_are_shared(hou
     house.now_s += 6
     await house.clerk.advance(Errand("batch", "acme", first))
     assert len(house.sent) == 80 + 40, "50 of the first are out, and its share is 40"
+
+
+async def test_a_tenants_many_batches_leave_room_for_those_of_others(house: House) -> None:
+    batches = [await house.batch(chat("a")) for _ in range(BATCHES_AT_ONCE + 3)]
+    for batch in batches:
+        await house.clerk.advance(Errand("batch", "acme", batch))
+    assert len(house.sent) == BATCHES_AT_ONCE
+    await house.clerk.tick()
+    assert len(house.errands) == len(batches), "those put off are not due yet"
+    house.now_s += 60
+    await house.clerk.tick()
+    assert {errand.id for errand in house.errands[len(batches) :]} == set(batches[-3:])
+    for batch in batches:
+        await see_through(house, batch)
+    assert {await status(house, batch) for batch in batches} == {"completed"}
 
 
 async def test_one_workload_that_is_down_does_not_hold_up_another(house: House) -> None:

@@ -267,7 +267,7 @@ async def test_a_large_body_travels_by_reference(house: House) -> None:
 
 
 async def upload(house: House, data: bytes, *, purpose: str = "vision", tenant: str = "acme") -> str:
-    record = await house.files.create(tenant, filename="art.png", purpose=purpose, chunks=chunks(data))
+    record = await house.files.create(tenant, filename="art.png", purpose=purpose, chunks=chunks(data, 1 << 20))
     return record.id
 
 

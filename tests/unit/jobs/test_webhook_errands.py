@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 
 import pytest
 
-from cotenant.errors import MalformedJob, RequestRefused, SourceUnavailable
+from cotenant.errors import MalformedJob, RequestRefused, SourceUnavailable, StoreUnavailable
 from cotenant.jobs.errand import Errand
 from cotenant.jobs.model import Identity, Job, Result, Wishes, error_line, result_line
-from cotenant.jobs.webhooks import MAX_WAIT_S, Webhooks, webhook_check
+from cotenant.jobs.putting_off import PuttingOff
+from cotenant.jobs.webhooks import TRIED_AT_ONCE, Webhooks, webhook_check
 from cotenant.outbound.webhooks import SCHEDULE_S, Answered, Event, Outcome, Secrets, verify
 from tests.contracts.desk_house import HOOK, SECRETS, FaultyObjects, House, worked
 
@@ -89,29 +92,87 @@ async def test_a_receiver_that_fails_is_tried_again_by_the_schedule_with_the_sam
     assert await house.clerk.advance(errand) == SCHEDULE_S[1]
     assert await house.clerk.advance(errand) == SCHEDULE_S[1], "not before its time"
     house.now_s += SCHEDULE_S[1]
-    assert await house.clerk.advance(errand) == SCHEDULE_S[2]
+    assert await house.clerk.advance(errand) is None, "put off: it does not keep its place"
+    assert await brought_back(house) == []
     house.now_s += SCHEDULE_S[2]
+    assert await brought_back(house) == [errand]
     assert await house.new_clerk().advance(errand) is None
     assert len({(p.headers["webhook-id"], p.body) for p in house.deliver.posted}) == 1
     assert len({p.headers["webhook-timestamp"] for p in house.deliver.posted}) == 3
     record = await house.webhooks.find("acme", errand.id)
     assert record is not None
     assert ([a["status"] for a in record.attempts], record.fate) == ([500, 302, 200], "delivered")
+    assert await brought_back(house) == []
 
 
-async def test_waits_are_never_longer_than_a_look_and_at_last_it_is_given_up() -> None:
+async def brought_back(house: House) -> list[Errand]:
+    before = len(house.errands)
+    await house.clerk.tick()
+    return house.errands[before:]
+
+
+async def test_at_last_it_is_given_up_whoever_was_down_meanwhile() -> None:
     house = House()
     del house.deliver.receivers[HOOK]
-    errand = await told(house)
-    looks = 0
-    while (again_s := await house.clerk.advance(errand)) is not None:
-        assert 0 < again_s <= MAX_WAIT_S
-        house.now_s += again_s
-        looks += 1
+    errand, days = await told(house), 0.0
+    while (record := await house.webhooks.find("acme", errand.id)) is None or record.fate is None:
+        again_s = await house.clerk.advance(errand)
+        step_s = again_s if again_s is not None else 0.0
+        while again_s is None and not await brought_back(house):
+            house.now_s, step_s = house.now_s + 3600, step_s + 3600
+            record = await house.webhooks.find("acme", errand.id)
+            if record is not None and record.fate is not None:
+                break
+        house.now_s += again_s or 0.0
+        days += step_s / 86_400
+        assert days < 5
     assert len(house.deliver.posted) == len(SCHEDULE_S)
-    record = await house.webhooks.find("acme", errand.id)
-    assert record is not None and record.fate == "given_up"
-    assert record.attempts[0]["failure"] == "unreachable"
+    assert (record.fate, record.attempts[0]["failure"]) == ("given_up", "unreachable")
+
+
+async def test_receivers_that_hang_keep_nobody_elses_webhooks_waiting() -> None:
+    house = House()
+    hang = asyncio.Event()
+
+    async def hanging(headers: Mapping[str, str], body: bytes) -> Outcome:
+        await hang.wait()
+        return Answered(200)
+
+    house.deliver.receivers[HOOK] = hanging
+    for n in range(TRIED_AT_ONCE + 5):
+        await house.clerk.job_ended(*ended_job(f"c{n}"))
+    tasks = [asyncio.create_task(house.clerk.advance(errand)) for errand in house.errands]
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert sum(task.done() for task in tasks) == 5, "they are put off"
+    hang.set()
+    await asyncio.gather(*tasks)
+    house.now_s += 60
+    for errand in await brought_back(house):
+        assert await house.clerk.advance(errand) is None
+    assert len({posted.headers["webhook-id"] for posted in house.deliver.posted}) == TRIED_AT_ONCE + 5
+
+
+async def test_a_fault_while_errands_are_put_off_or_brought_back_loses_none() -> None:
+    for after in (False, True):
+        for fail_at in range(1, 9):
+            objects = FaultyObjects()
+            house = House(objects)
+            putting_off = PuttingOff(objects, house.publish, house.jobs, house.now)
+            errands = [Errand("webhook", "acme", f"msg_{n}") for n in range(2)]
+            objects.fail_at, objects.after = fail_at, after
+            for errand in errands:
+                with suppress(StoreUnavailable):
+                    await putting_off.put_off(errand, 30)
+                    continue
+                await putting_off.put_off(errand, 30)
+            house.now_s += 31
+            for _ in range(2):
+                with suppress(StoreUnavailable):
+                    await putting_off.bring_back()
+            assert set(house.errands) == set(errands)
+            objects.fail_at = None
+            assert await putting_off.bring_back() == 0
 
 
 async def test_a_receiver_that_is_gone_is_left_alone() -> None:
@@ -126,8 +187,10 @@ async def test_a_receiver_that_is_gone_is_left_alone() -> None:
 async def test_without_a_secret_nothing_is_sent_and_it_waits_for_one() -> None:
     house = House()
     errand = await told(house)
-    bare = Webhooks(house.objects, house.publish, house.jobs, house.deliver, Secrets(), now=house.now)
-    assert await bare.advance("acme", errand.id) is not None
+    bare = Webhooks(
+        house.objects, house.publish, house.jobs, house.deliver, Secrets(), now=house.now, jitter=lambda: 0.0
+    )
+    assert await bare.advance("acme", errand.id) == SCHEDULE_S[1]
     assert house.deliver.posted == []
     house.now_s += SCHEDULE_S[1] * 1.1
     assert await house.clerk.advance(errand) is None
