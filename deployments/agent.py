@@ -14,7 +14,6 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.util import metrics as ray_metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cotenant.agent import metrics
@@ -30,6 +29,7 @@ from cotenant.gpu.shares import usable_kib
 from cotenant.gpu.terms import Terms
 from cotenant.telemetry.logs import configure_logs, event
 from deployments import obituaries
+from deployments.published import Published
 
 LOG = logging.getLogger("cotenant.agent")
 
@@ -74,7 +74,7 @@ class GpuAgent:
         configure_logs()
         self._node_id = node_id
         self._virtual_gpu_kib = virtual_gpu_kib
-        self._gauges = _Published()
+        self._gauges = Published(metrics.METRICS)
         self._used_at = time.monotonic()
         # At once, not when somebody first asks: after a restart nobody might.
         self._starting = asyncio.get_running_loop().create_task(self._start())
@@ -116,7 +116,7 @@ class GpuAgent:
         await asyncio.to_thread(obituaries.write, obituary)
 
     def _on_sample(self, snapshot: Snapshot) -> None:
-        self._gauges.publish(snapshot)
+        self._gauges.publish(metrics.rows(snapshot))
         now = time.monotonic()
         if snapshot.unplaced or any(gpu.replicas for gpu in snapshot.gpus):
             self._used_at = now
@@ -128,23 +128,3 @@ class GpuAgent:
         await (await self._starting).close()
         # exit_actor works from within a call of the actor only; this is a task of its own.
         ray.kill(ray.get_actor(name_of(self._node_id), namespace=AGENT_NAMESPACE), no_restart=True)
-
-
-class _Published:
-    """Ray's own metrics for those of an agent. A counter is fed with its growth."""
-
-    def __init__(self) -> None:
-        kinds = {"gauge": ray_metrics.Gauge, "counter": ray_metrics.Counter}
-        self._metrics = {m.name: kinds[m.kind](m.name, description=m.help, tag_keys=m.labels) for m in metrics.METRICS}
-        self._counted: dict[tuple[str, tuple[str, ...]], float] = {}
-
-    def publish(self, snapshot: Snapshot) -> None:
-        for name, labels, value in metrics.rows(snapshot):
-            metric = self._metrics[name]
-            if isinstance(metric, ray_metrics.Gauge):
-                metric.set(value, tags=labels)
-                continue
-            series = (name, tuple(labels.values()))
-            growth, self._counted[series] = value - self._counted.get(series, 0.0), value
-            if growth > 0:
-                metric.inc(growth, tags=labels)

@@ -4,30 +4,49 @@ Serve health-checks, redeploys and drains it like any replica. The pump starts i
 the loop that it belongs to runs, and drains in `__del__`, which Serve awaits before it stops the process.
 """
 
-import dataclasses
+import asyncio
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.deployment import Application
 
 from cotenant.calls import Directory
 from cotenant.config import Jobs
-from cotenant.jobs.memory import MemorySource
+from cotenant.jobs import metrics
+from cotenant.jobs.clerk import Clerk
+from cotenant.jobs.grouping import Grouper
+from cotenant.jobs.lanes import MAIN, Lanes
+from cotenant.jobs.memory import MemoryLanes
 from cotenant.jobs.pump import Pump
-from cotenant.jobs.source import JobSource, Message
+from cotenant.jobs.source import Message
 from cotenant.jobs.store import open_store
+from cotenant.jobs.webhooks import Webhooks
+from cotenant.outbound.delivery import HttpDeliver, load_trusted_hosts
+from cotenant.outbound.webhooks import load_secrets
 from cotenant.telemetry.logs import configure_logs, event
 from deployments.backend import ServeBackend
+from deployments.published import Published
 
 #: `memory` keeps jobs in this replica, where there is neither Pub/Sub nor its emulator. Never chosen unasked: a
 #: platform that should have Pub/Sub must not accept jobs that die with a process.
 SOURCE_ENV = "COTENANT_JOBS_SOURCE"
 #: What Serve allows beyond the drain before it kills the replica.
 _DRAIN_MARGIN_S = 15.0
+_METRICS_EVERY_S = 2.0
+_TOLD = (
+    "waiting",
+    "running",
+    "settling",
+    "slots",
+    "running_by_workload",
+    "settled",
+    "oldest_waiting_s",
+    "last_trouble",
+)
 
 _log = logging.getLogger("cotenant.ingress")
 
@@ -38,7 +57,6 @@ class IngressArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     jobs: Jobs
-    drain_s: float = Field(60.0, gt=0, description="Running jobs may finish for so long before they are handed back.")
 
 
 def build(args: IngressArgs) -> Application:
@@ -47,7 +65,7 @@ def build(args: IngressArgs) -> Application:
         Ingress,
         name="Ingress",
         ray_actor_options={"num_cpus": 0.1},
-        graceful_shutdown_timeout_s=args.drain_s + _DRAIN_MARGIN_S,
+        graceful_shutdown_timeout_s=args.jobs.drain_s + _DRAIN_MARGIN_S,
     ).bind(args.model_dump())
 
 
@@ -57,7 +75,8 @@ class Ingress:
     def __init__(self, args: dict[str, Any]) -> None:
         configure_logs()
         self._args = IngressArgs.model_validate(args)
-        self._source: JobSource | None = None
+        self._lanes: Lanes | None = None
+        self._directory = Directory(())
         self._pump: Pump | None = None
         self._backend = ServeBackend()
 
@@ -65,23 +84,36 @@ class Ingress:
         """Serve these workloads: `{"workloads": [Served as a dict, …]}`."""
         directory = Directory.from_plain(user_config["workloads"])
         if self._pump is not None:
+            self._directory = directory
             self._pump.reconfigure(directory)
             return
         jobs = self._args.jobs
-        self._source = _source(jobs)
-        self._pump = Pump(jobs, self._source, open_store(jobs.store), self._backend, directory)
-        self._pump.start()
-
-    async def submit(self, messages: Sequence[tuple[bytes, Mapping[str, str]]]) -> Sequence[str]:
-        """Publish jobs, as (data, attributes); their message ids. The way in where jobs are held in memory."""
-        assert self._source is not None
-        return await self._source.publish(
-            self._args.jobs.topic, [Message(data, dict(attributes)) for data, attributes in messages]
+        self._lanes = _lanes(jobs)
+        store = open_store(jobs.store)
+        publish = self._lanes.open(MAIN).publish
+        self._directory = directory
+        webhooks = Webhooks(
+            store.objects,
+            publish,
+            jobs,
+            HttpDeliver(trusted=load_trusted_hosts(os.environ)),
+            load_secrets(os.environ, jobs.webhooks_env),
         )
+        clerk = Clerk(store, publish, jobs, lambda: self._directory, webhooks=webhooks)
+        caller = Grouper(self._backend, self._slots_of).call
+        self._pump = Pump(jobs, self._lanes, store, self._backend, directory, clerk=clerk, caller=caller)
+        self._pump.start()
+        self._publishing = asyncio.create_task(self._publish_metrics(self._pump))
+
+    async def submit(self, topic: str, messages: Sequence[Message]) -> Sequence[str]:
+        """Publish to a topic; the message ids. The way in where jobs are held in memory."""
+        assert self._lanes is not None
+        return await self._lanes.open(MAIN).publish(topic, messages)
 
     async def stats(self) -> dict[str, Any]:
-        """`PumpStats` as a dict."""
-        return dataclasses.asdict(self._pump.stats()) if self._pump is not None else {}
+        """What of `PumpStats` is plain."""
+        stats = self._pump.stats() if self._pump is not None else None
+        return {name: getattr(stats, name) for name in _TOLD} if stats is not None else {}
 
     async def check_health(self) -> None:
         reason = self._pump.stuck() if self._pump is not None else None
@@ -90,19 +122,27 @@ class Ingress:
 
     async def __del__(self) -> None:
         if self._pump is not None:
-            await self._pump.drain(self._args.drain_s)
-        if self._source is not None:
-            await self._source.close()
+            self._publishing.cancel()
+            await self._pump.drain(self._args.jobs.drain_s)
         await self._backend.close()
 
+    def _slots_of(self, workload: str) -> int:
+        return self._directory.named(workload).slots
 
-def _source(jobs: Jobs) -> JobSource:
+    async def _publish_metrics(self, pump: Pump) -> None:
+        published = Published(metrics.METRICS)
+        while True:
+            published.publish(metrics.rows(pump.stats()))
+            await asyncio.sleep(_METRICS_EVERY_S)
+
+
+def _lanes(jobs: Jobs) -> Lanes:
     wanted = os.environ.get(SOURCE_ENV, "pubsub")
     if wanted == "memory":
         event(_log, "jobs_held_in_memory", level=logging.WARNING, consequence="they end with this process")
-        return MemorySource(jobs)
+        return MemoryLanes(jobs)
     if wanted != "pubsub":
         raise ValueError(f"{SOURCE_ENV} is {wanted!r}; set it to pubsub or memory")
-    from cotenant.jobs.pubsub import PubSubSource  # noqa: PLC0415 (an extra: without it the memory source still serves)
+    from cotenant.jobs.pubsub import PubSubLanes  # noqa: PLC0415 (an extra: without it the memory source still serves)
 
-    return PubSubSource(jobs)
+    return PubSubLanes(jobs)

@@ -8,10 +8,17 @@
     ├── DeployFailed           Serve took the config and could not run it (exit code 1)
     ├── JobsFileError          a file of jobs is wrong: nothing of it was published (exit code 2)
     ├── JobError               a job can't be taken further
+    │   ├── RequestRefused     a request about jobs, batches or files is wrong: answered with its HTTP status
     │   ├── MalformedJob       the message is not a job, and never will be
     │   ├── IdentityConflict   another job already has this tenant, batch and custom_id
     │   ├── SourceUnavailable  Pub/Sub did not answer: nothing is lost, try again
     │   └── StoreUnavailable   the result store did not answer: nothing is lost, try again
+    ├── OutboundError          an HTTP call by somebody's URL (a picture, a webhook) came to nothing
+    │   ├── UrlInvalid         the URL is none that is ever called: no call was made
+    │   ├── UrlRefused         the URL leads where no call may go, by its port or its address: no call was made
+    │   └── Unreachable        its host has no address, does not take the call, or does not speak HTTP
+    │       └── TimedOut       its host took too long
+    ├── SignatureInvalid       what claims to be a webhook was not signed so by who holds the secret
     └── CallError              a call to a workload ended without a reply
         ├── UnknownWorkload    no workload serves this route, model or template
         ├── Overloaded         its queue is full: come back after `retry_after_s`
@@ -90,6 +97,16 @@ class JobError(CotenantError):
     """A job can't be taken further."""
 
 
+class RequestRefused(JobError):
+    """A request about jobs, batches or files is wrong. `status`, `param` and `code` are for the reply."""
+
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+
+
 class MalformedJob(JobError):
     """The message is not a job, and no repetition makes it one."""
 
@@ -104,6 +121,30 @@ class SourceUnavailable(JobError):
 
 class StoreUnavailable(JobError):
     """The result store did not answer. Nothing is lost; the call may be repeated."""
+
+
+class OutboundError(CotenantError):
+    """An HTTP call by somebody's URL came to nothing. The text names the URL's host at the most, never the URL."""
+
+
+class UrlInvalid(OutboundError):
+    """The URL is none that is ever called: by its syntax, its scheme, or because it carries a user name."""
+
+
+class UrlRefused(OutboundError):
+    """The URL leads where no call may go: to another port, or to an address that is not on the public internet."""
+
+
+class Unreachable(OutboundError):
+    """The URL's host has no address, does not take the call, or does not speak HTTP. It may at another time."""
+
+
+class TimedOut(Unreachable):
+    """The URL's host took too long."""
+
+
+class SignatureInvalid(CotenantError):
+    """What claims to be a webhook lacks a signature by a known secret, or is too old or too new."""
 
 
 class CallError(CotenantError):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cotenant.calls import Call, Directory, Reply, Served
-from cotenant.errors import StoreUnavailable
+from cotenant.jobs.objects import MemoryObjects
 from cotenant.jobs.source import Message
 from cotenant.jobs.store import ResultStore
 
@@ -51,37 +51,22 @@ def picture(call: Call) -> Reply:
 class FlakyStore(ResultStore):
     """A store in a dict, which no thread of its own makes wait: for tests that own the clock. Down on request."""
 
+    objects: MemoryObjects
+
     def __init__(self) -> None:
-        super().__init__(None, "memory://")
-        self.down = False
-        self.objects: dict[str, bytes] = {}
-        self.created: list[str] = []
+        super().__init__(MemoryObjects())
 
-    async def _create(self, key: str, data: bytes) -> bool:
-        self._check()
-        if key in self.objects:
-            return False
-        self.objects[key] = data
-        self.created.append(key)
-        return True
+    @property
+    def down(self) -> bool:
+        return self.objects.down
 
-    async def _put(self, key: str, data: bytes) -> None:
-        self._check()
-        self.objects[key] = data
+    @down.setter
+    def down(self, value: bool) -> None:
+        self.objects.down = value
 
-    async def _get(self, key: str) -> bytes | None:
-        self._check()
-        return self.objects.get(key)
-
-    async def _list(self, prefix: str) -> AsyncIterator[str]:
-        self._check()
-        for key in list(self.objects):
-            if key.startswith(f"{prefix}/"):
-                yield key
-
-    def _check(self) -> None:
-        if self.down:
-            raise StoreUnavailable("the store is down")
+    @property
+    def created(self) -> list[str]:
+        return self.objects.created
 
     @property
     def results(self) -> list[str]:

@@ -110,8 +110,7 @@ async def test_jobs_go_through_the_ingress_and_survive_its_workload(serve: Any, 
     store = open_store(jobs.store)
 
     async def publish(messages: Any) -> None:
-        lines = [(message.data, dict(message.attributes)) for message in messages]
-        await asyncio.to_thread(lambda: ingress.submit.remote(lines).result(timeout_s=30))
+        await asyncio.to_thread(lambda: ingress.submit.remote(jobs.topic, list(messages)).result(timeout_s=30))
 
     marker = str(tmp_path / "died")
     lines = [json.dumps(chat(f"c{n}") if n % 2 else render(f"r{n}")).encode() for n in range(20)]
@@ -203,8 +202,7 @@ async def test_a_job_for_nobody_is_a_dead_letter_while_others_are_served(serve: 
     await asyncio.to_thread(wait_for, lambda: apps(serve).get("ingress") == "RUNNING")
     ingress = serve.get_app_handle("ingress")
     messages = [Message(json.dumps(chat("x", model="nobody")).encode()), Message(b"{")]
-    lines = [(message.data, dict(message.attributes)) for message in messages]
-    await asyncio.to_thread(lambda: ingress.submit.remote(lines).result(timeout_s=30))
+    await asyncio.to_thread(lambda: ingress.submit.remote(jobs.topic, messages).result(timeout_s=30))
     settled = await asyncio.to_thread(
         wait_for, lambda: len(s := ingress.stats.remote().result(timeout_s=30)["settled"]) == 2 and s
     )

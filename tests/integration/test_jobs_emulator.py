@@ -5,26 +5,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from cotenant.calls import Call, InMemoryBackend, Reply, error_reply
-from cotenant.cli import main
 from cotenant.config import Jobs
-from cotenant.errors import EnvironmentFault, SourceUnavailable
-from cotenant.jobs import emulator, pubsub
+from cotenant.errors import EnvironmentFault
+from cotenant.jobs import emulator
 from cotenant.jobs.batch import collect, new_batch_id, read_jobs, submit
 from cotenant.jobs.pubsub import PubSubSource
 from cotenant.jobs.pump import Pump
 from cotenant.jobs.settlement import Outcome
-from cotenant.jobs.source import Delivery, JobSource, Message
+from cotenant.jobs.source import Delivery
 from cotenant.jobs.store import open_store
-from tests.contracts.job_source import JobSourceContract, contract_jobs
+from tests.contracts.job_source import contract_jobs
 from tests.contracts.jobs_house import DIRECTORY, FlakyStore, chat, echo, eventually, message, picture, render
 
 pytestmark = pytest.mark.integration
@@ -60,30 +57,6 @@ async def drain_topic(jobs: Jobs, subscription: str, host: str) -> list[Delivery
         return got
     finally:
         await source.close()
-
-
-class TestPubSubSource(JobSourceContract):
-    @pytest.fixture
-    async def source(self, emulator_host: str) -> AsyncIterator[PubSubSource]:
-        self.jobs = contract_jobs(f"-{next(_numbers)}")
-        self.host = emulator_host
-        source = await open_source(self.jobs, emulator_host)
-        yield source
-        await source.close()
-
-    async def dead_letters(self, source: JobSource) -> Sequence[Message]:
-        dead = await drain_topic(self.jobs, f"{self.jobs.dead_letter}-kept", self.host)
-        return [Message(delivery.data, delivery.attributes) for delivery in dead]
-
-    async def test_a_queue_that_is_not_there_is_said_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pubsub, "_CALL_TIMEOUT_S", 2.0)
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            host = f"127.0.0.1:{taken.getsockname()[1]}"
-            source = PubSubSource(Jobs(), emulator_host=host, pull_wait_s=0.5)
-            with pytest.raises(SourceUnavailable, match=f"the emulator at {host} did not publish"):
-                await asyncio.wait_for(source.publish("jobs", [Message(b"x")]), 60)
-            await source.close()
 
 
 @pytest.fixture
@@ -241,27 +214,6 @@ async def test_a_file_goes_out_and_its_results_come_back_in_order(
     large = parsed[-1]["response"]["body"]
     assert large["bytes"] > 2 << 20
     assert len(Path(large["object"].removeprefix("file://")).read_bytes()) == large["bytes"]
-
-
-def test_the_submit_command_publishes_to_the_emulator(
-    emulator_host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COTENANT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", emulator_host)
-    jobs = contract_jobs(f"-cli{next(_numbers)}")
-    (tmp_path / "platform.yaml").write_text(
-        f"jobs: {jobs.model_dump_json()}\n"
-        "workloads: {writer: {llm: {model: tiny}, gpu: {vram_gib: 2}}}\n"
-        "environments: {local: {pools: {shared: {accelerator: cpu, vram_gib: 12}}}}\n"
-    )
-    lines = "\n".join(json.dumps(chat(f"c{n}")) for n in range(7))
-    done = CliRunner().invoke(main, ["submit", "-f", "platform.yaml", "-"], input=lines)
-    assert done.exit_code == 0, done.output
-    batch = done.stdout.splitlines()[0]
-    waiting = asyncio.run(drain_topic(jobs, jobs.subscription, emulator_host))
-    assert {delivery.attributes["custom_id"] for delivery in waiting} == {f"c{n}" for n in range(7)}
-    assert {delivery.attributes["batch"] for delivery in waiting} == {batch}
 
 
 def test_an_emulator_that_cannot_start_says_what_it_said(tmp_path: Path) -> None:

@@ -7,27 +7,9 @@ series is bounded; replicas are added up.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple
 
 from cotenant.agent.snapshot import GpuView, ReplicaView, Snapshot
-
-
-class Metric(NamedTuple):
-    """A metric's name, what it counts, and its labels."""
-
-    name: str
-    kind: Literal["gauge", "counter"]
-    help: str
-    labels: tuple[str, ...]
-
-
-class Row(NamedTuple):
-    """One value. A counter's is its whole count since the agent started."""
-
-    name: str
-    labels: dict[str, str]
-    value: float
-
+from cotenant.telemetry.series import Metric, Row
 
 _GPU = ("node", "gpu", "pool")
 _WORKLOAD = ("node", "gpu", "workload")

@@ -21,7 +21,8 @@ class Call:
 
     `body` is the JSON text as the client sent it (empty for GET). `files` are uploads that the body refers to
     by name, as bytes. `accept` is the Accept header, `tenant` the owner of the API key, `deadline_s` the seconds
-    that the caller will still wait, `batch` says that nobody is waiting at the other end: a job.
+    that the caller will still wait, `batch` says that nobody is waiting at the other end: a job. `priority` is a job's
+    among jobs, from -10 to 10: a higher one goes first.
     """
 
     url: str
@@ -33,6 +34,7 @@ class Call:
     tenant: str = ""
     deadline_s: float | None = None
     batch: bool = False
+    priority: int = 0
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,7 @@ class Workload(Model):
 
     @property
     def slots(self) -> int:
-        """Requests one replica works on at once: Serve's `max_ongoing_requests`."""
+        """Interactive requests that one replica works on at once. Batch jobs get of these slots what is left."""
         return self.concurrency or _SLOTS[self.kind]
 
     @property
@@ -332,14 +332,40 @@ class Jobs(Model):
     subscription: str = Field("jobs-cotenant", description="Subscription the ingress pulls from.")
     results: str = Field("results", description="Topic that result messages are published to.")
     dead_letter: str = Field("dead", description="Topic for messages that can never succeed, with the reason.")
-    max_attempts: int = Field(5, ge=1, le=100, description="Deliveries of one job before it is dead-lettered.")
+    filter: str | None = Field(
+        None,
+        description="Pub/Sub filter of the main subscription, for a topic that others use too; fixed at its creation.",
+    )
+    ordering: bool = Field(
+        False, description="Messages with an ordering key are delivered in their order; fixed at creation."
+    )
+    exactly_once: bool = Field(
+        False, description="Let Pub/Sub deliver no message again while it is leased; slower, and not needed."
+    )
+    retention_d: int = Field(7, ge=1, le=31, description="Days that a message waits for the ingress at the most.")
+    max_attempts: int = Field(5, ge=1, le=100, description="Failed attempts at one job before it is dead-lettered.")
+    max_job_s: int = Field(
+        3600, ge=1, le=86_400, description="Longest that one job is worked on; its message lease is extended so long."
+    )
     store: str = Field(
         "./results",
         description="Where result objects go: a folder, gs://bucket/prefix, s3://bucket/prefix or memory://.",
     )
     lease_s: int = Field(60, ge=10, le=600, description="Message lease (ack deadline); extended while work runs.")
+    drain_s: int = Field(
+        60,
+        ge=1,
+        le=86_400,
+        description="An ingress that goes may finish its jobs for so long; the rest is handed back.",
+    )
     ingresses: int = Field(1, ge=0, le=100, description="Ingress replicas; 0 serves no jobs.")
-    look_ahead: int = Field(2, ge=0, le=1000, description="Jobs held beyond the free slots, to hide the pull.")
+    look_ahead: int = Field(
+        2, ge=0, le=1000, description="Jobs of each workload held beyond its free slots, to hide the pull."
+    )
+    webhooks_env: str = Field(
+        "COTENANT_WEBHOOK_SECRETS",
+        description="Environment variable with the secrets that sign webhooks: tenant:whsec_…, comma-separated.",
+    )
 
 
 class Gateway(Model):

@@ -8,11 +8,16 @@ import itertools
 import time
 from typing import Protocol
 
+#: The time of day at which a `ManualClock` begins: 2026-01-01.
+EPOCH_S = 1_767_225_600.0
+
 
 class Clock(Protocol):
-    """Monotonic seconds, and waiting for them."""
+    """Monotonic seconds, waiting for them, and the time of day."""
 
     def now(self) -> float: ...
+
+    def unix_s(self) -> float: ...
 
     async def sleep(self, seconds: float) -> None: ...
 
@@ -22,6 +27,9 @@ class SystemClock:
 
     def now(self) -> float:
         return time.monotonic()
+
+    def unix_s(self) -> float:
+        return time.time()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -37,6 +45,9 @@ class ManualClock:
 
     def now(self) -> float:
         return self._now
+
+    def unix_s(self) -> float:
+        return EPOCH_S + self._now
 
     async def sleep(self, seconds: float) -> None:
         if seconds <= 0:

@@ -15,8 +15,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, NoReturn
 
 from cotenant.calls import JSON_TYPE, Reply
@@ -34,6 +36,23 @@ DEFAULT_TENANT = "default"
 #: Message attributes, in and out.
 TENANT, BATCH, CUSTOM_ID = "tenant", "batch", "custom_id"
 STATUS, REASON, OUTCOME, ATTEMPTS = "status", "reason", "outcome", "attempts"
+PRIORITY, DEADLINE, WEBHOOK, QUEUED_AT = "priority", "deadline", "webhook", "queued_at"
+#: Of a message that was moved to its workload's lane: that it has failed before, and its first message id, which is
+#: the batch of one that has none.
+RETRIED, ORIGIN = "retried", "origin"
+#: Of a dead letter, besides REASON, OUTCOME and ATTEMPTS.
+HISTORY, MESSAGE_ID, SOURCE_TOPIC = "attempt_history", "message_id", "source_topic"
+#: Attributes that a dead letter has from us: not the publisher's, and not to be published again.
+BURIAL_ATTRIBUTES = frozenset({OUTCOME, REASON, ATTEMPTS, HISTORY, MESSAGE_ID, SOURCE_TOPIC, RETRIED})
+#: Of a dead letter that the queue itself made, at its backstop: deliveries, where from, when it was published.
+QUEUE_COUNT = "CloudPubSubDeadLetterSourceDeliveryCount"
+QUEUE_SUBSCRIPTION = "CloudPubSubDeadLetterSourceSubscription"
+QUEUE_PROJECT = "CloudPubSubDeadLetterSourceSubscriptionProject"
+QUEUE_TIME = "CloudPubSubDeadLetterSourceTopicPublishTime"
+QUEUE_ATTRIBUTES = frozenset({QUEUE_COUNT, QUEUE_SUBSCRIPTION, QUEUE_PROJECT, QUEUE_TIME})
+
+#: Priorities that a job may have; a higher one goes first.
+MIN_PRIORITY, MAX_PRIORITY = -10, 10
 
 _KEYS = ("custom_id", "method", "url", "body")
 _Json = dict[str, Any]
@@ -66,6 +85,46 @@ class BodyRef:
 
 
 @dataclass(frozen=True)
+class Wishes:
+    """What a job's message asks for beside the work; no part of what the job is.
+
+    `priority`: a higher one goes first. `deadline_at_s`: after this Unix time it is not begun any more, and ends as
+    expired. `webhook`: URL that is told of the end. `queued_at_s`: Unix time at which it was submitted by itself, which
+    is its place in `keys.queued_key`.
+    """
+
+    priority: int = 0
+    deadline_at_s: float | None = None
+    webhook: str | None = None
+    queued_at_s: float | None = None
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """As message attributes; what is not asked for is left out."""
+        given = {
+            PRIORITY: str(self.priority) if self.priority else None,
+            DEADLINE: None if self.deadline_at_s is None else f"{self.deadline_at_s:.3f}",
+            WEBHOOK: self.webhook,
+            QUEUED_AT: None if self.queued_at_s is None else f"{self.queued_at_s:.3f}",
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    @classmethod
+    def of(cls, attributes: Mapping[str, str]) -> Wishes:
+        """The wishes in a message's attributes. A deadline is Unix time in seconds or RFC 3339.
+
+        Raises:
+            MalformedJob: a value that is none, and which it should be.
+        """
+        return cls(
+            priority=_priority(attributes.get(PRIORITY)),
+            deadline_at_s=_time(DEADLINE, attributes.get(DEADLINE)),
+            webhook=attributes.get(WEBHOOK) or None,
+            queued_at_s=_time(QUEUED_AT, attributes.get(QUEUED_AT)),
+        )
+
+
+@dataclass(frozen=True)
 class Job:
     """One job. Exactly one of `body` (canonical JSON) and `body_ref` is given."""
 
@@ -73,12 +132,18 @@ class Job:
     url: str
     body: bytes | None
     body_ref: BodyRef | None = None
+    wishes: Wishes = field(default_factory=Wishes)
 
     @property
     def sha256(self) -> str:
         """Hash of what is asked for, without the identity."""
         body = self.body_ref.sha256 if self.body_ref is not None else digest(self.body or b"")
         return digest(canonical(["POST", self.url, body]))
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """The attributes of the job's message."""
+        return {**self.identity.attributes, **self.wishes.attributes}
 
     def line(self) -> bytes:
         """The job as message data."""
@@ -95,10 +160,10 @@ def parse_job(data: bytes, attributes: Mapping[str, str], message_id: str) -> Jo
         MalformedJob: it is none, and why.
     """
     tenant = attributes.get(TENANT) or DEFAULT_TENANT
-    batch = attributes.get(BATCH) or message_id
+    batch = attributes.get(BATCH) or attributes.get(ORIGIN) or message_id
     for what, value in ((TENANT, tenant), (BATCH, batch)):
         check_name(f"the attribute {what}", value)
-    return parse_line(data, tenant=tenant, batch=batch)
+    return replace(parse_line(data, tenant=tenant, batch=batch), wishes=Wishes.of(attributes))
 
 
 def parse_line(data: bytes, *, tenant: str, batch: str) -> Job:
@@ -299,6 +364,34 @@ def _body_ref(value: Any) -> BodyRef:
     if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= MAX_BODY_BYTES:
         raise MalformedJob(f"body_ref.bytes needs a number of bytes up to {MAX_BODY_BYTES}, got {_short(size)}")
     return BodyRef(sha256, size)
+
+
+def _priority(text: str | None) -> int:
+    try:
+        priority = int(text or 0)
+    except ValueError:
+        priority = MAX_PRIORITY + 1
+    if not MIN_PRIORITY <= priority <= MAX_PRIORITY:
+        raise MalformedJob(f"priority needs a whole number from {MIN_PRIORITY} to {MAX_PRIORITY}, got {_short(text)}")
+    return priority
+
+
+def _time(name: str, text: str | None) -> float | None:
+    if not text:
+        return None
+    try:
+        at_s = float(text)
+    except ValueError:
+        try:
+            at = datetime.fromisoformat(text.replace("Z", "+00:00"))
+            at_s = at.timestamp() if at.tzinfo is not None else math.nan
+        except ValueError:
+            at_s = math.nan
+    if not math.isfinite(at_s):
+        raise MalformedJob(
+            f"{name} needs Unix time in seconds or RFC 3339 with a zone (2026-11-24T10:00:00Z), got {_short(text)}"
+        )
+    return at_s
 
 
 def _kind(value: Any) -> str:

@@ -1,97 +1,79 @@
-"""Pub/Sub, real or emulated: the one file that knows Google's client.
+"""Pub/Sub, real or emulated, as a source of jobs: what the two files beside it are for.
 
 Unary pulls on the asynchronous client, not the streaming one: that one leases whatever it can hold, and a killed
 ingress then delays by minutes what another could have done at once. The clients are made inside the running loop
-(they belong to it), so nothing here works before `setup`.
+(they belong to it), so nothing here connects before it is used.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import google.auth
-import grpc
 from google.api_core import exceptions as google_errors
-from google.auth import exceptions as auth_errors
-from google.protobuf import duration_pb2
-from google.pubsub_v1 import PublisherAsyncClient, SubscriberAsyncClient
 from google.pubsub_v1 import types as pubsub_types
-from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
-from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcAsyncIOTransport
 
 from cotenant.config import Jobs
-from cotenant.errors import SourceUnavailable
-from cotenant.jobs.source import Delivery, Message, backstop_attempts
-from cotenant.telemetry.logs import event
+from cotenant.jobs.lanes import MAIN, lane_jobs
+from cotenant.jobs.pubsub_admin import PubSubAdmin
+from cotenant.jobs.pubsub_client import CALL_TIMEOUT_S, EMULATOR_ENV, FAILURES, Connection
+from cotenant.jobs.source import Delivery, Message, check_messages
+from cotenant.jobs.topology import Topology, kept_jobs, kept_topology, lane_topology
 
-EMULATOR_ENV = "PUBSUB_EMULATOR_HOST"
+__all__ = ["EMULATOR_ENV", "PubSubLanes", "PubSubSource"]
 
-_SCOPES = ("https://www.googleapis.com/auth/pubsub",)
-_log = logging.getLogger("cotenant.jobs")
-
-#: Pub/Sub's limits on one request: 1,000 messages, 10 MB, 2,500 ack ids (we stay at 1,000).
+#: Pub/Sub's limits on one request: 1,000 messages, 10 MB, 512 KiB of ack ids (one has about 200 bytes).
 _MAX_MESSAGES = 1000
 _MAX_PUBLISH_BYTES = 8_000_000
 _MAX_ACK_IDS = 1000
+_MAX_ACK_BYTES = 400_000
 _MAX_NACK_DELAY_S = 600
-_CALL_TIMEOUT_S = 20.0
-
-#: Not Google's trouble but a wrong name, project or right: still "does not answer", with the text that says which.
-_FAILURES = (google_errors.GoogleAPIError, auth_errors.GoogleAuthError, grpc.RpcError, OSError)
+#: Ordering keys that are published at the same time.
+_KEYS_AT_ONCE = 8
+#: An ack that may succeed later is tried again after this, and after twice as long each time.
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 2.0
 
 
 class PubSubSource:
-    """A `JobSource` on Pub/Sub. `pull_wait_s` is how long an empty pull takes."""
+    """A `JobSource` on one subscription. `pull_wait_s` is how long an empty pull takes.
 
-    def __init__(self, jobs: Jobs, *, emulator_host: str | None = None, pull_wait_s: float = 5.0) -> None:
+    By itself it is the main lane, over a connection of its own; `PubSubLanes` opens the others.
+    """
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        *,
+        emulator_host: str | None = None,
+        pull_wait_s: float = 5.0,
+        topology: Topology | None = None,
+        connection: Connection | None = None,
+    ) -> None:
         self._jobs = jobs
-        self._emulator = emulator_host or os.environ.get(EMULATOR_ENV)
         self._pull_wait_s = pull_wait_s
+        self._topology = topology or lane_topology(jobs, MAIN)
+        self._connection = connection or Connection(jobs.project, emulator_host)
+        self._connected = False
         self._subscription = f"projects/{jobs.project}/subscriptions/{jobs.subscription}"
-        self._subscriber: Any = None
-        self._publisher: Any = None
 
     async def setup(self) -> None:
         """Create the topics and subscriptions where they are missing; what exists is left as it is."""
         await self._connect()
-        jobs = self._jobs
-        for topic in dict.fromkeys((jobs.topic, jobs.results, jobs.dead_letter)):
-            await self._create(self._publisher.create_topic, {"name": self._topic(topic)})
-        await self._create(
-            self._subscriber.create_subscription,
-            pubsub_types.Subscription(
-                name=self._subscription,
-                topic=self._topic(jobs.topic),
-                ack_deadline_seconds=jobs.lease_s,
-                dead_letter_policy=pubsub_types.DeadLetterPolicy(
-                    dead_letter_topic=self._topic(jobs.dead_letter), max_delivery_attempts=backstop_attempts(jobs)
-                ),
-            ),
-        )
-        # A topic without a subscription drops what is published: dead letters must wait for someone to look.
-        await self._create(
-            self._subscriber.create_subscription,
-            pubsub_types.Subscription(
-                name=f"projects/{jobs.project}/subscriptions/{jobs.dead_letter}-kept",
-                topic=self._topic(jobs.dead_letter),
-                ack_deadline_seconds=jobs.lease_s,
-                message_retention_duration=duration_pb2.Duration(seconds=7 * 86_400),
-            ),
-        )
+        await PubSubAdmin(self._jobs.project, connection=self._connection).ensure(self._topology)
 
     async def pull(self, limit: int) -> Sequence[Delivery]:
         await self._connect()
         request = pubsub_types.PullRequest(subscription=self._subscription, max_messages=min(limit, _MAX_MESSAGES))
         try:
-            response = await self._subscriber.pull(request, timeout=self._pull_wait_s, retry=None)
-        except google_errors.DeadlineExceeded:
-            return []
-        except _FAILURES as error:
-            raise self._unavailable("pull", error) from error
+            response = await self._connection.puller.pull(request, timeout=self._pull_wait_s, retry=None)
+        except google_errors.DeadlineExceeded as error:
+            if self._connection.reached:
+                return []
+            raise self._connection.unavailable("pull", error) from error
+        except FAILURES as error:
+            raise self._connection.unavailable("pull", error) from error
         return [
             Delivery(
                 ack_id=received.ack_id,
@@ -100,6 +82,7 @@ class PubSubSource:
                 attributes=dict(received.message.attributes),
                 attempt=max(1, received.delivery_attempt),
                 published_at_s=received.message.publish_time.timestamp(),
+                ordering_key=received.message.ordering_key,
             )
             for received in response.received_messages
         ]
@@ -109,102 +92,171 @@ class PubSubSource:
 
     async def ack(self, ack_ids: Sequence[str]) -> None:
         await self._connect()
-        for some in _chunks(ack_ids):
-            await self._call("ack", self._subscriber.acknowledge(subscription=self._subscription, ack_ids=some))
+
+        async def send(some: list[str]) -> None:
+            request = pubsub_types.AcknowledgeRequest(subscription=self._subscription, ack_ids=some)
+            await self._connection.attempt(self._connection.subscriber.acknowledge, request)
+
+        await self._settle("ack", ack_ids, send)
 
     async def nack(self, ack_ids: Sequence[str], delay_s: float = 0.0) -> None:
-        """By a lease that ends after `delay_s`: Pub/Sub has no nack with a delay of its own."""
+        """By a lease that ends after `delay_s`: Pub/Sub has no nack with a delay of its own.
+
+        The subscription's retry policy puts a pause of its own on top, seconds at the most.
+        """
         await self._modify(ack_ids, min(round(delay_s), _MAX_NACK_DELAY_S))
 
     async def publish(self, topic: str, messages: Sequence[Message]) -> Sequence[str]:
+        check_messages(messages)
         await self._connect()
-        ids: list[str] = []
-        for some in _sized(messages):
-            request = pubsub_types.PublishRequest(
-                topic=self._topic(topic),
-                messages=[pubsub_types.PubsubMessage(data=m.data, attributes=dict(m.attributes)) for m in some],
-            )
-            response = await self._call("publish", self._publisher.publish(request))
-            ids += response.message_ids
+        ids = [""] * len(messages)
+        turns = asyncio.Semaphore(_KEYS_AT_ONCE)
+
+        async def in_order(numbers: Sequence[int]) -> None:
+            async with turns:
+                for some in _sized(messages, numbers):
+                    await self._publish(topic, messages, some, ids)
+
+        by_key: dict[str, list[int]] = {}
+        for number, message in enumerate(messages):
+            by_key.setdefault(message.ordering_key, []).append(number)
+        published = await asyncio.gather(*map(in_order, by_key.values()), return_exceptions=True)
+        for trouble in published:
+            if isinstance(trouble, BaseException):
+                raise trouble
         return ids
 
     async def close(self) -> None:
-        for client in (self._subscriber, self._publisher):
-            if client is not None:
-                await client.transport.close()
-        self._subscriber = self._publisher = None
+        if self._connected:
+            self._connected = False
+            await self._connection.release(self)
 
     async def _connect(self) -> None:
-        if self._subscriber is not None:
-            return
-        try:
-            if self._emulator:
-                options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-                channels = [grpc.aio.insecure_channel(self._emulator, options) for _ in range(2)]
-                publisher = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channels[0]))
-                subscriber = SubscriberAsyncClient(transport=SubscriberGrpcAsyncIOTransport(channel=channels[1]))
-            else:
-                # Looks for credentials, at the metadata server too: not on the loop.
-                credentials, _ = await asyncio.to_thread(google.auth.default, scopes=_SCOPES)
-                publisher = PublisherAsyncClient(credentials=credentials)
-                subscriber = SubscriberAsyncClient(credentials=credentials)
-        except _FAILURES as error:
-            raise self._unavailable("connect", error) from error
-        self._publisher, self._subscriber = publisher, subscriber
+        if not self._connected:
+            await self._connection.hold(self)
+            self._connected = True
+
+    async def _publish(self, topic: str, messages: Sequence[Message], numbers: Sequence[int], ids: list[str]) -> None:
+        request = pubsub_types.PublishRequest(
+            topic=f"projects/{self._jobs.project}/topics/{topic}",
+            messages=[
+                pubsub_types.PubsubMessage(
+                    data=messages[number].data,
+                    attributes=dict(messages[number].attributes),
+                    ordering_key=messages[number].ordering_key,
+                )
+                for number in numbers
+            ],
+        )
+        response = await self._connection.call(f"publish to {topic}", self._connection.publisher.publish, request)
+        for number, message_id in zip(numbers, response.message_ids, strict=True):
+            ids[number] = message_id
 
     async def _modify(self, ack_ids: Sequence[str], seconds: int) -> None:
         await self._connect()
-        for some in _chunks(ack_ids):
-            await self._call(
-                "modify leases",
-                self._subscriber.modify_ack_deadline(
-                    subscription=self._subscription, ack_ids=some, ack_deadline_seconds=seconds
-                ),
+
+        async def send(some: list[str]) -> None:
+            request = pubsub_types.ModifyAckDeadlineRequest(
+                subscription=self._subscription, ack_ids=some, ack_deadline_seconds=seconds
             )
+            await self._connection.attempt(self._connection.subscriber.modify_ack_deadline, request)
 
-    async def _create(self, create: Callable[..., Awaitable[Any]], request: Any) -> None:
-        try:
-            await create(request, timeout=_CALL_TIMEOUT_S)
-        except google_errors.AlreadyExists:
-            return
-        except google_errors.PermissionDenied as error:
-            # Least privilege: the ingress may only use what somebody else set up. If that is missing, pulls say so.
-            event(_log, "may_not_create_topics", level=logging.WARNING, error=error)
-        except _FAILURES as error:
-            raise self._unavailable("create", error) from error
+        await self._settle("modify leases", ack_ids, send)
 
-    async def _call(self, what: str, call: Awaitable[Any]) -> Any:
-        try:
-            return await asyncio.wait_for(call, _CALL_TIMEOUT_S)
-        except (*_FAILURES, asyncio.TimeoutError) as error:
-            raise self._unavailable(what, error) from error
+    async def _settle(self, what: str, ack_ids: Sequence[str], send: Callable[[list[str]], Awaitable[None]]) -> None:
+        """Send ack ids so that one bad one fails no other. Those of lost leases are passed over in silence.
 
-    def _unavailable(self, what: str, error: BaseException) -> SourceUnavailable:
-        where = f"the emulator at {self._emulator}" if self._emulator else f"Pub/Sub project {self._jobs.project}"
-        text = " ".join(str(error).split())[:300] or type(error).__name__
-        if isinstance(error, auth_errors.DefaultCredentialsError):
-            text += f"; without Google Cloud set {EMULATOR_ENV}, or COTENANT_JOBS_SOURCE=memory"
-        return SourceUnavailable(f"{where} did not {what}: {text}")
+        A request that names its bad ids (exactly-once subscriptions do) is sent again without them, and without those
+        whose failure will pass until a pause later. One that only says that there are bad ones is halved.
 
-    def _topic(self, name: str) -> str:
-        return f"projects/{self._jobs.project}/topics/{name}"
+        Raises:
+            SourceUnavailable: some could not be settled; it is safe to settle all of them again.
+        """
+        todo = list(_chunks(ack_ids))
+        trouble: BaseException | None = None
+        deadline_s, pause_s = time.monotonic() + CALL_TIMEOUT_S, _FIRST_PAUSE_S
+        while todo:
+            some = todo.pop()
+            try:
+                await send(some)
+            except FAILURES as error:
+                said = failures_by_id(error)
+                named = {one: said[one] for one in some if one in said}
+                if passing := [one for one, kind in named.items() if kind.startswith(_PASSING)]:
+                    if time.monotonic() + pause_s > deadline_s:
+                        trouble = error
+                        continue
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, _LAST_PAUSE_S)
+                    todo.append(passing)
+                if named:
+                    rest = [one for one in some if one not in named]
+                    todo += [rest] if rest else []
+                elif not isinstance(error, google_errors.InvalidArgument):
+                    trouble = error
+                elif len(some) > 1:
+                    todo += [some[: len(some) // 2], some[len(some) // 2 :]]
+        if trouble is not None:
+            raise self._connection.unavailable(what, trouble) from trouble
+
+
+class PubSubLanes:
+    """`lanes.Lanes` on Pub/Sub: every lane a source of its own, all over one connection."""
+
+    def __init__(self, jobs: Jobs, emulator_host: str | None = None, *, pull_wait_s: float = 5.0) -> None:
+        self._jobs = jobs
+        self._pull_wait_s = pull_wait_s
+        self._connection = Connection(jobs.project, emulator_host)
+
+    def open(self, lane: str) -> PubSubSource:
+        """A lane, not set up yet. To close it closes no other."""
+        return self._source(lane_jobs(self._jobs, lane), lane_topology(self._jobs, lane))
+
+    def dead_letters(self) -> PubSubSource:
+        """The subscription that dead letters wait in; for `dead.DeadLetters`."""
+        return self._source(kept_jobs(self._jobs), kept_topology(self._jobs))
+
+    def _source(self, jobs: Jobs, topology: Topology) -> PubSubSource:
+        return PubSubSource(jobs, pull_wait_s=self._pull_wait_s, topology=topology, connection=self._connection)
+
+
+#: How an exactly-once subscription says that an id will do later. Anything else that it says of an id is for good.
+_PASSING = "TRANSIENT_FAILURE"
+
+
+def failures_by_id(error: BaseException) -> Mapping[str, str]:
+    """Ack ids that a request's error names, with the kind of failure; empty where it names none."""
+    named: dict[str, str] = {}
+    for detail in getattr(error, "details", None) or ():
+        metadata: Any = getattr(detail, "metadata", None)
+        named.update({ack_id: kind for ack_id, kind in dict(metadata or {}).items() if "_FAILURE" in kind})
+    return named
 
 
 def _chunks(ack_ids: Sequence[str]) -> Iterator[list[str]]:
-    for start in range(0, len(ack_ids), _MAX_ACK_IDS):
-        yield list(ack_ids[start : start + _MAX_ACK_IDS])
-
-
-def _sized(messages: Sequence[Message]) -> Iterator[list[Message]]:
-    """Runs of messages that fit in one request."""
-    some: list[Message] = []
+    """Runs of ack ids that fit in one request."""
+    some: list[str] = []
     size = 0
-    for message in messages:
-        length = len(message.data) + sum(len(k) + len(v.encode()) for k, v in message.attributes.items()) + 64
+    for ack_id in ack_ids:
+        if some and (len(some) == _MAX_ACK_IDS or size + len(ack_id) > _MAX_ACK_BYTES):
+            yield some
+            some, size = [], 0
+        some.append(ack_id)
+        size += len(ack_id)
+    if some:
+        yield some
+
+
+def _sized(messages: Sequence[Message], numbers: Sequence[int]) -> Iterator[list[int]]:
+    """Runs of those messages that fit in one request."""
+    some: list[int] = []
+    size = 0
+    for number in numbers:
+        length = messages[number].size_bytes + 64
         if some and (len(some) == _MAX_MESSAGES or size + length > _MAX_PUBLISH_BYTES):
             yield some
             some, size = [], 0
-        some.append(message)
+        some.append(number)
         size += length
     if some:
         yield some

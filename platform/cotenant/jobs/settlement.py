@@ -32,8 +32,8 @@ class Outcome(str, enum.Enum):
 
     REFUSED is the engine's 4xx; OVER_BUDGET a job whose replica was stopped for holding too much memory: it may have
     died of another's call, so it gets one more chance, and no third; IN_PROGRESS another delivery of the same job at
-    work here; CROWDED_OUT a job of a workload that is not ready, where enough of its kind are held already; CRASHED
-    an error nobody foresaw; BURIED a message whose dead letter is published.
+    work here; FORWARDED a job moved to its workload's lane; EXPIRED one whose deadline passed before it began; CRASHED
+    an error nobody foresaw; BURIED a message whose dead letter is published; WATCHING an errand that goes on.
     """
 
     DONE = "done"
@@ -52,10 +52,13 @@ class Outcome(str, enum.Enum):
     NOT_READY = "not_ready"
     STORE_DOWN = "store_down"
     SOURCE_DOWN = "source_down"
-    CROWDED_OUT = "crowded_out"
     HANDED_BACK = "handed_back"
     EXHAUSTED = "attempts_exhausted"
     BURIED = "buried"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    FORWARDED = "forwarded"
+    WATCHING = "watching"
 
 
 class Action(str, enum.Enum):
@@ -73,7 +76,7 @@ class Action(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Rule:
-    """One row: the action, and whether the delivery counts as one of the job's attempts."""
+    """One row: the action, and whether it counts as one of the job's attempts."""
 
     action: Action
     attempt: bool = False
@@ -94,18 +97,21 @@ TABLE: Mapping[Outcome, Rule] = {
     Outcome.NOT_READY: Rule(Action.HOLD, delay_s=0.5),
     Outcome.STORE_DOWN: Rule(Action.HOLD, delay_s=0.5),
     Outcome.SOURCE_DOWN: Rule(Action.HOLD, delay_s=0.5),
-    Outcome.REPLICA_DIED: Rule(Action.RETRY, attempt=True),
+    Outcome.REPLICA_DIED: Rule(Action.HOLD, attempt=True),
     Outcome.OVER_BUDGET: Rule(Action.RETRY, attempt=True, delay_s=1.0, most_attempts=2),
     Outcome.ENGINE_ERROR: Rule(Action.RETRY, attempt=True, delay_s=1.0),
     Outcome.DEADLINE: Rule(Action.RETRY, attempt=True, delay_s=1.0),
     Outcome.CRASHED: Rule(Action.RETRY, attempt=True, delay_s=1.0),
-    Outcome.CROWDED_OUT: Rule(Action.RETRY, delay_s=10.0),
     Outcome.HANDED_BACK: Rule(Action.RETRY),
     Outcome.MALFORMED: Rule(Action.DEAD_LETTER),
     Outcome.CONFLICT: Rule(Action.DEAD_LETTER),
     Outcome.UNKNOWN_WORKLOAD: Rule(Action.DEAD_LETTER),
     Outcome.EXHAUSTED: Rule(Action.DEAD_LETTER),
     Outcome.BURIED: Rule(Action.ACK),
+    Outcome.CANCELLED: Rule(Action.ACK),
+    Outcome.EXPIRED: Rule(Action.ACK),
+    Outcome.FORWARDED: Rule(Action.ACK),
+    Outcome.WATCHING: Rule(Action.HOLD),
 }
 
 
@@ -118,20 +124,22 @@ class Settlement:
     delay_s: float = 0.0
 
 
-def settle(outcome: Outcome, *, attempt: int, max_attempts: int, holds: int = 0) -> Settlement:
+def settle(outcome: Outcome, *, attempts: int, max_attempts: int, holds: int = 0, in_place: bool = False) -> Settlement:
     """The settlement of one outcome.
 
     Args:
-        attempt: which delivery this is, from 1.
-        max_attempts: deliveries after which a job that keeps failing is given up.
+        attempts: how often the job has failed by now, this time included.
+        max_attempts: failures after which a job is given up.
         holds: how often in a row this delivery was already held.
+        in_place: the message may not be given back for another try (others wait behind it): it is held instead.
     """
     rule = TABLE[outcome]
-    if rule.attempt and attempt >= min(max_attempts, rule.most_attempts or max_attempts):
+    if rule.attempt and attempts >= min(max_attempts, rule.most_attempts or max_attempts):
         return Settlement(Outcome.EXHAUSTED, Action.DEAD_LETTER)
-    tries = attempt - 1 if rule.action is Action.RETRY else holds
+    tries = max(0, attempts - 1) if rule.attempt else holds
     delay_s = min(rule.delay_s * 2 ** min(tries, 16), MAX_DELAY_S.get(rule.action, 0.0))
-    return Settlement(outcome, rule.action, delay_s)
+    action = Action.HOLD if in_place and rule.action is Action.RETRY and rule.attempt else rule.action
+    return Settlement(outcome, action, delay_s)
 
 
 def of_reply(reply: Reply) -> Outcome:

@@ -1,78 +1,75 @@
-"""Where results live: object storage by obstore (a folder, gs://, s3://, memory://), the one file that knows it.
+"""What the store keeps of jobs: results, bodies by reference, attempts, marks of cancellation.
 
 Always true:
 
 - A result object is created once, by a put-if-absent keyed by the job's identity, and never changed after. Of
   two racing writers one wins, and both go on with the winner's object.
-- Keys are safe whatever a tenant, batch or custom_id is called: each becomes a readable stem plus 128 bits of its
-  hash, so no name reaches a path, and different names never meet.
 - What a job *names* in the store (a body by reference) is looked up under its own tenant and by hash.
+- Everything else here may be lost or late without a job being lost or done twice.
 
-    <tenant>/inputs/<sha256>                     a large body, put there by who submits
-    <tenant>/<batch>/manifest.json               what the batch consists of
-    <tenant>/<batch>/results/<custom_id>.json    the visible result
-    <tenant>/<batch>/outputs/<custom_id>-<hash>  a large reply, before the result that refers to it
-    <tenant>/<batch>/dead/<custom_id>.json       why a job was given up; a result, if one comes, counts more
+`keys` says where each thing lies.
 """
 
 from __future__ import annotations
 
+import json
 import mimetypes
-import re
-from collections.abc import AsyncIterator
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
-
-import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore, MemoryStore, from_url
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 from cotenant.calls import Reply
-from cotenant.errors import EnvironmentFault, IdentityConflict, JobError, MalformedJob, StoreUnavailable
-from cotenant.jobs.model import BodyRef, Identity, Job, ObjectRef, Result, digest
+from cotenant.errors import IdentityConflict, JobError, MalformedJob, StoreUnavailable
+from cotenant.jobs import keys
+from cotenant.jobs.keys import dead_key, result_key
+from cotenant.jobs.model import MAX_INLINE_BYTES, BodyRef, Identity, Job, ObjectRef, Result, digest
+from cotenant.jobs.objects import Objects, absolute_store, open_objects
 
-_FAILURES = (BaseError, OSError)
-_RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
-
-
-def absolute_store(url: str, base: Path) -> str:
-    """`url` with a relative folder resolved against `base`, so that every process means the same folder."""
-    if "://" in url and not url.startswith("file://"):
-        return url
-    return str((base / Path(url.removeprefix("file://")).expanduser()).resolve())
+__all__ = ["Attempt", "Marks", "ResultStore", "absolute_store", "dead_key", "open_store", "result_key"]
 
 
 def open_store(url: str) -> ResultStore:
-    """The store at `url`: a folder (made if missing), file://, gs://bucket/prefix, s3://bucket/prefix or memory://.
+    """The store at `url`; see `objects.open_objects`. Raises EnvironmentFault."""
+    return ResultStore(open_objects(url))
 
-    Raises:
-        EnvironmentFault: it can't be opened, and why.
-    """
-    try:
-        if url.startswith("memory:"):
-            return ResultStore(MemoryStore(), "memory://")
-        if "://" not in url or url.startswith("file://"):
-            folder = Path(absolute_store(url, Path.cwd()))
-            return ResultStore(LocalStore(folder, mkdir=True), folder.as_uri())
-        return ResultStore(from_url(url, retry_config=_RETRIES), url.rstrip("/"))
-    except (*_FAILURES, ValueError) as error:
-        raise EnvironmentFault(f"jobs.store {url} can't be opened: {_first_line(error)}; name another one") from error
+
+@dataclass(frozen=True)
+class Attempt:
+    """One failed attempt at a job; `at_s` is Unix time."""
+
+    at_s: float
+    outcome: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Which jobs are not wanted any more."""
+
+    keys: frozenset[str] = frozenset()
+
+    def __contains__(self, identity: object) -> bool:
+        if not isinstance(identity, Identity) or not self.keys:
+            return False
+        whole = keys.cancelled_batch_key(identity.tenant, identity.batch)
+        return whole in self.keys or keys.cancelled_job_key(identity) in self.keys
 
 
 class ResultStore:
     """Everything about jobs that outlives a process. Every method may raise StoreUnavailable."""
 
-    def __init__(self, store: Any, url: str) -> None:
-        self._store = store
-        self.url = url
+    def __init__(self, objects: Objects) -> None:
+        self.objects = objects
+
+    @property
+    def url(self) -> str:
+        return self.objects.url
 
     # --- results ---
 
     async def result(self, identity: Identity) -> Result | None:
         """The visible result of a job, if it has one."""
         key = result_key(identity)
-        data = await self._get(key)
+        data = await self.objects.get(key)
         return None if data is None else self._load(identity, key, data)
 
     async def result_of(self, job: Job) -> Result | None:
@@ -96,9 +93,9 @@ class ResultStore:
             IdentityConflict: the visible one answers another job.
         """
         key = result_key(result.identity)
-        if await self._create(key, result.dump()):
+        if await self.objects.create(key, result.dump()):
             return result
-        data = await self._get(key)
+        data = await self.objects.get(key)
         if data is None:
             raise StoreUnavailable(f"{key} was there and is gone; does something delete results while jobs run?")
         visible = self._load(result.identity, key, data)
@@ -109,8 +106,8 @@ class ResultStore:
     async def put_output(self, identity: Identity, reply: Reply) -> ObjectRef:
         """Store a large reply. Named by its content too, so a racing run never changes what another refers to."""
         suffix = mimetypes.guess_extension(reply.content_type.split(";")[0].strip()) or ".bin"
-        key = f"{_batch(identity)}/outputs/{_segment(identity.custom_id)}-{digest(reply.body)[:16]}{suffix}"
-        await self._create(key, reply.body)
+        key = keys.output_key(identity, digest(reply.body), suffix)
+        await self.objects.create(key, reply.body)
         return ObjectRef(f"{self.url}/{key}", reply.content_type, len(reply.body))
 
     # --- bodies by reference ---
@@ -118,8 +115,14 @@ class ResultStore:
     async def put_body(self, tenant: str, body: bytes) -> BodyRef:
         """Store a large body for a job of `tenant`."""
         ref = BodyRef(digest(body), len(body))
-        await self._create(_input_key(tenant, ref), body)
+        await self.objects.create(keys.input_key(tenant, ref), body)
         return ref
+
+    async def by_reference(self, job: Job) -> Job:
+        """The job as its message carries it: with a large body put into the store."""
+        if job.body is None or len(job.body) <= MAX_INLINE_BYTES:
+            return job
+        return replace(job, body=None, body_ref=await self.put_body(job.identity.tenant, job.body))
 
     async def body(self, job: Job) -> bytes:
         """The body of a job, fetched if it lies here.
@@ -129,114 +132,83 @@ class ResultStore:
         """
         if job.body_ref is None:
             return job.body or b""
-        data = await self._get(_input_key(job.identity.tenant, job.body_ref))
+        data = await self.objects.get(keys.input_key(job.identity.tenant, job.body_ref))
         if data is None:
             raise MalformedJob(f"the body {job.body_ref.sha256} is not in the store; submit the job again")
         if digest(data) != job.body_ref.sha256 or len(data) != job.body_ref.bytes:
             raise MalformedJob(f"the body {job.body_ref.sha256} in the store is not what its hash says")
         return data
 
+    # --- attempts ---
+
+    async def attempts(self, identity: Identity) -> tuple[Attempt, ...]:
+        """The failed attempts at a job so far, the first one first."""
+        data = await self.objects.get(keys.attempts_key(identity))
+        if data is None:
+            return ()
+        try:
+            return tuple(Attempt(**one) for one in json.loads(data))
+        except (ValueError, TypeError) as error:
+            raise JobError(f"{self.url}/{keys.attempts_key(identity)} is not a list of attempts; delete it") from error
+
+    async def put_attempts(self, identity: Identity, attempts: Sequence[Attempt]) -> None:
+        await self.objects.put(keys.attempts_key(identity), json.dumps([asdict(one) for one in attempts]).encode())
+
+    async def forget_attempts(self, identity: Identity) -> None:
+        """Let a job that was given up start anew."""
+        await self.objects.delete([keys.attempts_key(identity), dead_key(identity)])
+
+    # --- cancellation ---
+
+    async def cancel(self, identity: Identity) -> None:
+        """Mark a job as not wanted any more. What has a result by then keeps it."""
+        await self.objects.put(keys.cancelled_job_key(identity), b"")
+
+    async def cancel_batch(self, tenant: str, batch: str) -> None:
+        """Mark all jobs of a batch as not wanted any more."""
+        await self.objects.put(keys.cancelled_batch_key(tenant, batch), b"")
+
+    async def forget_cancelled(self, identity: Identity) -> None:
+        """The cancelled job has ended: its own mark goes; that of a whole batch stays while the batch does."""
+        await self.objects.delete([keys.cancelled_job_key(identity)])
+
+    async def forget_cancelled_batch(self, tenant: str, batch: str) -> None:
+        """All jobs of the cancelled batch have ended."""
+        await self.objects.delete([keys.cancelled_batch_key(tenant, batch)])
+
+    async def cancelled(self) -> Marks:
+        """All marks: one listing, cheap enough for once a second."""
+        return Marks(frozenset([entry.key async for entry in self.objects.list(keys.CANCELLED)]))
+
     # --- batches ---
 
     async def create_manifest(self, tenant: str, batch: str, data: bytes) -> bytes:
         """Write the batch's manifest unless it has one; the one that is there is returned."""
-        key = _manifest_key(tenant, batch)
-        if await self._create(key, data):
+        key = keys.manifest_key(tenant, batch)
+        if await self.objects.create(key, data):
             return data
-        return await self._get(key) or data
+        return await self.objects.get(key) or data
 
     async def manifest(self, tenant: str, batch: str) -> bytes | None:
-        return await self._get(_manifest_key(tenant, batch))
+        return await self.objects.get(keys.manifest_key(tenant, batch))
 
     async def bury(self, identity: Identity, line: bytes) -> None:
         """Leave word of why a job was given up, as the error line of its batch's output. The last word counts."""
-        await self._put(dead_key(identity), line)
+        await self.objects.put(dead_key(identity), line)
 
     async def buried(self, identity: Identity) -> bytes | None:
         """The error line that `bury` left, if any."""
-        return await self._get(dead_key(identity))
+        return await self.objects.get(dead_key(identity))
 
     async def settled(self, tenant: str, batch: str) -> tuple[set[str], set[str]]:
         """Keys of the batch's results and of its buried jobs (see `result_key`, `dead_key`): two listings."""
-        prefix = f"{_segment(tenant)}/{_segment(batch)}"
-        results = {key async for key in self._list(f"{prefix}/results")}
-        dead = {key async for key in self._list(f"{prefix}/dead")}
+        prefix = keys.batch_prefix(tenant, batch)
+        results = {entry.key async for entry in self.objects.list(f"{prefix}/results")}
+        dead = {entry.key async for entry in self.objects.list(f"{prefix}/dead")}
         return results, dead
-
-    # --- the edge ---
-
-    async def _create(self, key: str, data: bytes) -> bool:
-        """Put-if-absent; whether it was absent."""
-        try:
-            await obstore.put_async(self._store, key, data, mode="create")
-        except AlreadyExistsError:
-            return False
-        except _FAILURES as error:
-            raise self._unavailable(key, error) from error
-        return True
-
-    async def _put(self, key: str, data: bytes) -> None:
-        try:
-            await obstore.put_async(self._store, key, data)
-        except _FAILURES as error:
-            raise self._unavailable(key, error) from error
-
-    async def _get(self, key: str) -> bytes | None:
-        try:
-            found = await obstore.get_async(self._store, key)
-            return bytes(await found.bytes_async())
-        except FileNotFoundError:
-            return None
-        except _FAILURES as error:
-            raise self._unavailable(key, error) from error
-
-    async def _list(self, prefix: str) -> AsyncIterator[str]:
-        try:
-            async for chunk in obstore.list(self._store, prefix):
-                for entry in chunk:
-                    yield entry["path"]
-        except FileNotFoundError:
-            return
-        except _FAILURES as error:
-            raise self._unavailable(prefix, error) from error
 
     def _load(self, identity: Identity, key: str, data: bytes) -> Result:
         try:
             return Result.load(identity, data)
         except ValueError as error:
             raise JobError(f"{self.url}/{key} is not a result object ({error}); move it away") from error
-
-    def _unavailable(self, key: str, error: BaseException) -> StoreUnavailable:
-        return StoreUnavailable(f"{self.url} did not answer for {key}: {_first_line(error)}")
-
-
-def result_key(identity: Identity) -> str:
-    """Key of a job's visible result."""
-    return f"{_batch(identity)}/results/{_segment(identity.custom_id)}.json"
-
-
-def dead_key(identity: Identity) -> str:
-    """Key of the word that a given-up job left."""
-    return f"{_batch(identity)}/dead/{_segment(identity.custom_id)}.json"
-
-
-def _batch(identity: Identity) -> str:
-    return f"{_segment(identity.tenant)}/{_segment(identity.batch)}"
-
-
-def _manifest_key(tenant: str, batch: str) -> str:
-    return f"{_segment(tenant)}/{_segment(batch)}/manifest.json"
-
-
-def _input_key(tenant: str, ref: BodyRef) -> str:
-    return f"{_segment(tenant)}/inputs/{ref.sha256}"
-
-
-def _segment(name: str) -> str:
-    """One path segment for any name: what is readable of it, and its hash, which makes it unique."""
-    stem = re.sub(r"[^A-Za-z0-9_]+", "-", name)[:40].strip("-")
-    return f"{stem}-{digest(name.encode())[:32]}".lstrip("-")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:300]

@@ -6,95 +6,18 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-import httpcore
 import pytest
 
-from cotenant.engines.pictures.fetch import MAX_REDIRECTS, Fetcher, is_public
+from cotenant.engines.pictures.fetch import MAX_REDIRECTS, Fetcher
 from cotenant.engines.pictures.refusal import BadRequest
 from cotenant.engines.pictures.source import MAX_PICTURE_BYTES
+from tests.contracts.scripted_network import PUBLIC, Network, answer, resolver_of
 
 pytestmark = pytest.mark.unit
 
-PUBLIC = "93.184.216.34"
-
-
-def answer(body: bytes = b"picture", *, status: str = "200 OK", **headers: str) -> bytes:
-    fields = {"content-type": "image/png", "content-length": str(len(body)), "connection": "close"}
-    fields |= {name.replace("_", "-"): value for name, value in headers.items()}
-    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    return f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + body
-
-
-class Stream(httpcore.AsyncMockStream):
-    """Plays back an answer and keeps what was written and which name TLS was asked to verify."""
-
-    def __init__(self, network: Network, data: bytes) -> None:
-        super().__init__([data[i : i + 65536] for i in range(0, len(data), 65536)])
-        self._network = network
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        self._network.reads += 1
-        return await super().read(max_bytes, timeout)
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._network.written += buffer
-
-    async def start_tls(self, ssl_context: Any, server_hostname: str | None = None, timeout: Any = None) -> Any:
-        self._network.verified.append(server_hostname)
-        return self
-
-
-class Network(httpcore.AsyncNetworkBackend):
-    """Answers in order, one a connection, and remembers where it was asked to connect."""
-
-    def __init__(self, *answers: bytes, refuse: Sequence[str] = ()) -> None:
-        self.answers, self.refuse = list(answers), refuse
-        self.connected: list[tuple[str, int]] = []
-        self.verified: list[str | None] = []
-        self.written = b""
-        self.reads = 0
-
-    async def connect_tcp(self, host: str, port: int, *_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
-        self.connected.append((host, port))
-        if host in self.refuse:
-            raise httpcore.ConnectError("refused")
-        return Stream(self, self.answers.pop(0))
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
 
 def fetcher(network: Network, names: dict[str, list[str]] | None = None, **options: Any) -> Fetcher:
-    known = names or {"example.com": [PUBLIC]}
-
-    async def resolver(host: str, port: int) -> Sequence[str]:
-        if host not in known:
-            raise OSError("unknown host")
-        return known[host]
-
-    return Fetcher(resolver=resolver, backend=network, **options)
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "127.0.0.1", "127.9.9.9", "0.0.0.0", "10.1.2.3", "172.16.0.1", "172.31.255.255", "192.168.1.1",
-        "169.254.169.254",
-        "100.64.0.1", "100.127.255.255", "192.0.0.192", "192.88.99.1", "198.18.0.1", "203.0.113.9", "224.0.0.1",
-        "239.255.255.250", "240.0.0.1", "255.255.255.255", "::", "::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
-        "::ffff:8.8.8.8", "::127.0.0.1", "::ffff:0:127.0.0.1", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00:ec2::254",
-        "fec0::1", "ff02::1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::7f00:1", "2002:7f00:1::", "2002:a9fe:a9fe::1",
-        "2001::1", "2001:db8::1", "100::1", "3fff::1", "2a00:1450:4001::5efe:a00:1", "2a00:1450:4001::200:5efe:a00:1",
-        "not an address", "",
-    ],
-)  # fmt: skip
-def test_no_inside_address_counts_as_public(address: str) -> None:
-    assert not is_public(address)
-
-
-@pytest.mark.parametrize("address", ["8.8.8.8", PUBLIC, "1.1.1.1", "2606:4700:4700::1111", "2a00:1450:4001:82a::200e"])
-def test_ordinary_hosts_are_public(address: str) -> None:
-    assert is_public(address)
+    return Fetcher(resolver=resolver_of(names or {"example.com": [PUBLIC]}), backend=network, **options)
 
 
 async def test_a_public_picture_is_fetched_from_the_address_that_was_checked() -> None:

@@ -5,111 +5,31 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cotenant.calls import Call, InMemoryBackend, Reply, WorkloadStatus, error_reply
-from cotenant.calls.backend import Handler
-from cotenant.config import Jobs
-from cotenant.errors import DeadlineExceeded, Overloaded, ReplicaDied, UnknownWorkload, WorkloadUnavailable
-from cotenant.jobs.clock import ManualClock
-from cotenant.jobs.memory import MemorySource
-from cotenant.jobs.model import MAX_INLINE_BYTES, Identity
-from cotenant.jobs.pump import STUCK_AFTER_S, Pump
+from cotenant.calls import Call, Directory, Reply, Served, WorkloadStatus, error_reply
+from cotenant.errors import (
+    DeadlineExceeded,
+    Overloaded,
+    ReplicaDied,
+    UnknownWorkload,
+    WorkloadUnavailable,
+)
+from cotenant.jobs.lanes import MAIN, lane_of
+from cotenant.jobs.model import MAX_INLINE_BYTES, Identity, Result, error_line
+from cotenant.jobs.pump import STUCK_AFTER_S
 from cotenant.jobs.settlement import Outcome
 from cotenant.jobs.source import Message
-from tests.contracts.jobs_house import DIRECTORY, FlakyStore, chat, echo, message, picture, render
+from cotenant.jobs.work import Phase
+from tests.contracts.jobs_house import DIRECTORY, chat, echo, render
+from tests.contracts.pump_house import JOBS, World, failing, kill
 
 pytestmark = pytest.mark.unit
-
-JOBS = Jobs(lease_s=10, max_attempts=3, look_ahead=2)
-
-
-class World:
-    """One pump with its edges, and time that passes only in `until` and `pass_time`."""
-
-    def __init__(self, handlers: Mapping[str, Handler] | None = None, jobs: Jobs = JOBS) -> None:
-        self.clock = ManualClock()
-        self.jobs = jobs
-        self.source = MemorySource(jobs, clock=self.clock)
-        self.store = FlakyStore()
-        self.calls: Counter[str] = Counter()
-        self.events: list[str] = []
-        self.backend = InMemoryBackend({"writer": echo, "mockups": picture, **(handlers or {})}, slots=64)
-        self.pump = self.new_pump()
-        self._watch()
-
-    def new_pump(self) -> Pump:
-        return Pump(self.jobs, self.source, self.store, self.backend, DIRECTORY, clock=self.clock)
-
-    async def publish(self, *lines: Mapping[str, Any] | bytes) -> None:
-        await self.source.publish(self.jobs.topic, [message(line) for line in lines])
-
-    async def until(self, condition: Callable[[], object], within_s: float = 600) -> None:
-        end = self.clock.now() + within_s
-        while not condition():
-            assert self.clock.now() < end, f"not true after {within_s} s: {self.pump.stats()}"
-            await self.clock.advance(0.25)
-
-    async def settled(self, within_s: float = 600) -> None:
-        await self.until(lambda: self.source.unsettled == 0 and not self.pump.stats().settling, within_s)
-
-    def line(self, custom_id: str) -> Any:
-        """The output line of a job's visible result."""
-        (key,) = [key for key in self.store.results if f"/{custom_id}-" in key]
-        return json.loads(self.store.objects[key])["line"]
-
-    @property
-    def dead(self) -> list[Message]:
-        return list(self.source.topics[self.jobs.dead_letter])
-
-    @property
-    def announced(self) -> list[str]:
-        return [m.attributes["custom_id"] for m in self.source.topics[self.jobs.results]]
-
-    def _watch(self) -> None:
-        """Keep the order of what becomes visible."""
-        create, publish, ack = self.store._create, self.source.publish, self.source.ack
-
-        async def created(key: str, data: bytes) -> bool:
-            done = await create(key, data)
-            if "/results/" in key and done:
-                self.events.append("object")
-            return done
-
-        async def published(topic: str, messages: Sequence[Message]) -> Sequence[str]:
-            ids = await publish(topic, messages)
-            self.events += ["message"] * len(messages) if topic == self.jobs.results else []
-            return ids
-
-        async def acked(ack_ids: Sequence[str]) -> None:
-            await ack(ack_ids)
-            self.events += ["ack"] * len(ack_ids)
-
-        self.store._create = created  # type: ignore[method-assign]
-        self.source.publish = published  # type: ignore[method-assign]
-        self.source.ack = acked  # type: ignore[method-assign]
-        self.pump = self.new_pump()
-
-
-def failing(*endings: Reply | Exception, then: Callable[[Call], Reply] = echo) -> tuple[Handler, Counter[str]]:
-    """An engine whose first calls of each job end as given. And how often each job was called."""
-    calls: Counter[str] = Counter()
-
-    def handler(call: Call) -> Reply:
-        calls[call.request_id] += 1
-        if calls[call.request_id] > len(endings):
-            return then(call)
-        ending = endings[calls[call.request_id] - 1]
-        if isinstance(ending, Exception):
-            raise ending
-        return ending
-
-    return handler, calls
 
 
 async def test_a_job_becomes_an_object_then_a_message_then_an_ack() -> None:
@@ -119,8 +39,14 @@ async def test_a_job_becomes_an_object_then_a_message_then_an_ack() -> None:
     await world.settled()
     assert world.events == ["object", "message", "ack"]
     assert world.line("one")["response"]["body"]["echo"]["temperature"] == 0
-    (announced,) = world.source.topics[JOBS.results]
-    assert announced.attributes == {"tenant": "acme", "batch": "b1", "custom_id": "one", "status": "200"}
+    (announced,) = world.lanes.topics[JOBS.results]
+    assert announced.attributes == {
+        "tenant": "acme",
+        "batch": "b1",
+        "custom_id": "one",
+        "status": "200",
+        "outcome": "done",
+    }
     assert json.loads(announced.data) == world.line("one")
 
 
@@ -138,7 +64,7 @@ async def test_a_picture_is_asked_for_as_bytes_and_a_large_one_lies_beside_the_r
     assert accepts == ["image/*"]
     body = world.line("big")["response"]["body"]
     assert body["bytes"] == MAX_INLINE_BYTES
-    assert world.store.objects[body["object"].removeprefix("memory:///")] == b"x" * MAX_INLINE_BYTES
+    assert world.store.objects.objects[body["object"].removeprefix("memory:///")] == b"x" * MAX_INLINE_BYTES
 
 
 async def test_a_redelivery_finds_the_result_repeats_the_message_and_does_no_work() -> None:
@@ -170,6 +96,24 @@ async def test_the_same_job_twice_at_once_is_worked_on_once() -> None:
     await world.settled()
     assert calls == 1
     assert world.pump.settled == {Outcome.DONE: 1, Outcome.ALREADY_DONE: 2}
+
+
+async def test_a_job_that_another_ingress_did_while_it_waited_here_is_not_run_again() -> None:
+    handler, calls = failing()
+
+    async def slow(call: Call) -> Reply:
+        await world.clock.sleep(5)
+        return handler(call)  # type: ignore[return-value]
+
+    world = World({"mockups": slow})
+    await world.publish(*[render(f"r{n}") for n in range(3)])
+    world.pump.start()
+    await world.until(lambda: world.pump.stats().running == 2 and world.pump.stats().waiting == 1)
+    (late,) = [work.job for work in world.pump._held.values() if work.phase is Phase.WAITING and work.job is not None]
+    await world.store.create_result(Result(late.identity, late.sha256, error_line(late.identity, "cancelled", "")))
+    await world.settled()
+    assert late.identity.job_id not in calls
+    assert world.pump.settled == {Outcome.DONE: 2, Outcome.ALREADY_DONE: 1}
 
 
 async def test_another_job_under_a_taken_identity_is_a_dead_letter_and_never_gets_the_wrong_result() -> None:
@@ -292,7 +236,7 @@ async def test_a_store_that_is_down_delays_a_job_and_the_work_is_not_repeated() 
     world.pump.start()
     await world.until(lambda: world.pump.stats().settling == 1)
     await world.clock.advance(500)
-    assert world.source.unsettled == 1
+    assert world.lanes.unsettled == 1
     world.store.down = False
     await world.settled()
     assert calls == 1
@@ -315,7 +259,7 @@ async def test_a_queue_that_is_down_after_the_work_delays_the_end_and_repeats_no
     async def work(call: Call) -> Reply:
         nonlocal calls
         calls += 1
-        world.source.down.add(what)
+        world.lanes.down.add(what)
         return echo(call)
 
     world = World({"writer": work})
@@ -323,8 +267,8 @@ async def test_a_queue_that_is_down_after_the_work_delays_the_end_and_repeats_no
     world.pump.start()
     await world.until(lambda: calls == 1)
     await world.clock.advance(down_s)
-    world.source.down.clear()
-    await world.until(lambda: world.source.unsettled == 0)
+    world.lanes.down.clear()
+    await world.until(lambda: world.lanes.unsettled == 0)
     assert calls == 1
     assert len(world.store.results) == 1
     assert world.announced == ["one"] * announced
@@ -332,12 +276,12 @@ async def test_a_queue_that_is_down_after_the_work_delays_the_end_and_repeats_no
 
 async def test_a_dead_letter_topic_that_is_down_delays_the_dead_letter() -> None:
     world = World()
-    world.source.down.add(JOBS.dead_letter)
+    world.lanes.down.add(JOBS.dead_letter)
     await world.publish(b"{")
     world.pump.start()
     await world.clock.advance(100)
-    assert world.source.unsettled == 1
-    world.source.down.clear()
+    assert world.lanes.unsettled == 1
+    world.lanes.down.clear()
     await world.settled()
     assert len(world.dead) == 1
 
@@ -345,12 +289,12 @@ async def test_a_dead_letter_topic_that_is_down_delays_the_dead_letter() -> None
 async def test_a_queue_that_is_down_at_the_start_is_waited_for() -> None:
     world = World()
     await world.publish(chat("one"))
-    world.source.down.add(JOBS.subscription)
+    world.lanes.down.add(JOBS.subscription)
     world.pump.start()
     await world.clock.advance(300)
     assert "does not answer" in world.pump.stats().last_trouble
     assert world.pump.stuck() is None
-    world.source.down.clear()
+    world.lanes.down.clear()
     await world.settled()
     assert world.announced == ["one"]
 
@@ -368,10 +312,20 @@ async def test_a_workload_that_is_not_ready_holds_its_jobs_without_spending_atte
     await world.publish(chat("one"))
     world.pump.start()
     await world.clock.advance(400)
-    assert world.source.unsettled == 1
+    assert world.lanes.unsettled == 1
     down = False
     world.backend.down.clear()
     await world.settled()
+    assert world.pump.settled == {Outcome.DONE: 1}
+
+
+async def test_a_workload_that_comes_up_right_after_a_call_found_it_missing_costs_no_job() -> None:
+    handler, calls = failing(UnknownWorkload("its application is not there yet"))
+    world = World({"writer": handler})
+    await world.publish(chat("early"))
+    world.pump.start()
+    await world.settled()
+    assert (world.dead, sum(calls.values())) == ([], 2)
     assert world.pump.settled == {Outcome.DONE: 1}
 
 
@@ -381,7 +335,7 @@ async def test_jobs_of_a_workload_that_is_down_do_not_keep_others_from_getting_t
     await world.publish(*[render(f"r{n}") for n in range(40)], *[chat(f"c{n}") for n in range(20)])
     world.pump.start()
     await world.until(lambda: world.pump.settled[Outcome.DONE] == 20, within_s=120)
-    assert world.pump.settled[Outcome.CROWDED_OUT] > 0
+    assert world.pump.settled[Outcome.FORWARDED] > 0
     assert world.dead == []
 
 
@@ -395,13 +349,27 @@ async def test_no_more_is_held_than_slots_and_look_ahead_take() -> None:
     world = World({"writer": slow, "mockups": slow})
     await world.publish(*[chat(f"c{n}") for n in range(60)])
     world.pump.start()
-    room = 4 + 2 + JOBS.look_ahead
-    while world.source.unsettled:
+    # Twice while jobs come by both of its lanes, and what is on its way from one to the other.
+    room = 2 * (4 + JOBS.look_ahead) + 2 + JOBS.look_ahead
+    while world.lanes.unsettled:
         stats = world.pump.stats()
         assert stats.running <= 4
         assert stats.waiting + stats.running <= room
         await world.clock.advance(0.25)
     assert len(world.store.results) == 60
+
+
+async def test_jobs_that_can_not_be_moved_to_their_lane_are_not_hoarded() -> None:
+    world = World({"mockups": failing(*[WorkloadUnavailable("down")] * 10_000)[0]})
+    world.backend.down["mockups"] = "crashed"
+    world.lanes.down.add("jobs.mockups")
+    await world.publish(*[render(f"r{n}") for n in range(200)])
+    world.pump.start()
+    await world.clock.advance(120)
+    assert world.pump.stats().waiting <= 2 * (4 + 2 + 2 * JOBS.look_ahead)
+    world.lanes.down.clear()
+    await world.publish(chat("behind them"))
+    await world.until(lambda: world.announced == ["behind them"], within_s=60)
 
 
 async def test_a_job_longer_than_its_lease_is_not_delivered_again() -> None:
@@ -445,8 +413,9 @@ async def test_a_drain_finishes_what_runs_and_hands_back_what_waits() -> None:
     draining = asyncio.create_task(world.pump.drain(30))
     await world.until(draining.done, within_s=30)
     assert len(world.store.results) == 4
-    assert world.source.unsettled == 8
-    assert len(await world.source.pull(20)) == 8
+    assert world.lanes.unsettled == 8
+    again = [await world.lanes.open(lane).pull(20) for lane in (MAIN, lane_of("writer"))]
+    assert sum(len(some) for some in again) == 8
 
 
 async def test_a_drain_out_of_time_hands_back_what_still_runs() -> None:
@@ -464,7 +433,7 @@ async def test_a_drain_out_of_time_hands_back_what_still_runs() -> None:
     await world.until(draining.done, within_s=10)
     assert {delivery.attempt for delivery in await world.source.pull(20)} <= {1, 2}
     assert world.pump.stats().running == world.pump.stats().waiting == 0
-    assert world.source.unsettled == 6
+    assert world.lanes.unsettled == 6
 
 
 async def test_a_drain_while_a_pull_is_on_its_way_hands_back_what_it_brings() -> None:
@@ -487,6 +456,28 @@ async def test_a_drain_while_a_pull_is_on_its_way_hands_back_what_it_brings() ->
     await world.until(draining.done, within_s=10)
     (delivery,) = await pull(1)
     assert delivery.attempt == 2
+
+
+async def test_a_lane_that_is_opened_while_a_drain_hands_back_does_not_end_the_drain() -> None:
+    async def endless(call: Call) -> Reply:
+        await world.clock.sleep(1e6)
+        return echo(call)
+
+    world = World({"writer": endless})
+    await world.publish(chat("one"))
+    nack = world.source.nack
+
+    async def nack_meanwhile(ack_ids: Sequence[str], delay_s: float = 0.0) -> None:
+        world.pump.reconfigure(Directory((*DIRECTORY.workloads, Served("sculptor", "llm", models=("stone",)))))
+        await nack(ack_ids, delay_s)
+
+    world.source.nack = nack_meanwhile  # type: ignore[method-assign]
+    world.pump.start()
+    await world.until(lambda: world.pump.stats().running == 1)
+    draining = asyncio.create_task(world.pump.drain(0))
+    await world.until(draining.done, within_s=30)
+    await draining
+    assert len(await world.source.pull(1)) == 1
 
 
 async def test_a_pump_that_stands_still_is_found_out() -> None:
@@ -599,18 +590,18 @@ async def _chaos(endings: list[str], faults: list[tuple[str, int]], duplicates: 
                 world.pump = world.new_pump()
                 world.pump.start()
             case "kill":
-                await _kill()
+                await kill()
                 world.pump = world.new_pump()
                 world.pump.start()
             case _:
-                world.source.down.add(fault)
+                world.lanes.down.add(fault)
         await world.clock.advance(lasts_s)
         world.store.down = False
         world.backend.down.clear()
-        world.source.down.clear()
+        world.lanes.down.clear()
     await world.settled(within_s=4000)
 
-    buried = {key.split("/")[-1] for key in world.store.objects if "/dead/" in key}
+    buried = {key.split("/")[-1] for key in world.store.objects.objects if "/dead/" in key}
     finished = {key.split("/")[-1] for key in world.store.results}
     assert len(finished | buried) == 12
     assert len(world.store.results) == len(finished)
@@ -619,12 +610,4 @@ async def _chaos(endings: list[str], faults: list[tuple[str, int]], duplicates: 
     assert set(reasons) <= {"malformed", "attempts_exhausted"}
     given_up = {json.loads(m.data)["custom_id"] for m in world.dead if m.attributes.get("outcome") != "malformed"}
     assert {f"j{n}" for n in range(12)} - given_up <= set(world.announced)
-    await _kill()
-
-
-async def _kill() -> None:
-    """End every task of the pump without a word, as SIGKILL does."""
-    tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith(("job-", "jobs-"))]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await kill()

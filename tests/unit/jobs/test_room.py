@@ -10,7 +10,7 @@ import pytest
 from cotenant.calls import WorkloadStatus
 from cotenant.jobs.batcher import Batcher
 from cotenant.jobs.leases import Leases
-from cotenant.jobs.slots import Slots, slot_limits, wanted
+from cotenant.jobs.slots import SETTLING_AT_MOST, Slots, ahead, room, slot_limits
 from tests.contracts.jobs_house import DIRECTORY
 
 pytestmark = pytest.mark.unit
@@ -25,28 +25,47 @@ def test_a_workload_without_replicas_keeps_one_slot_that_can_wake_it() -> None:
     assert slot_limits(DIRECTORY, {"writer": WorkloadStatus(False, 0, "starts")}) == {"writer": 1, "mockups": 1}
 
 
+@pytest.mark.parametrize(("ingresses", "writer", "mockups"), [(1, 12, 2), (2, 6, 1), (5, 3, 1), (99, 1, 1)])
+def test_ingresses_share_the_slots_evenly_and_none_has_no_slot(ingresses: int, writer: int, mockups: int) -> None:
+    status = {"writer": WorkloadStatus(True, 3), "mockups": WorkloadStatus(True, 1)}
+    assert slot_limits(DIRECTORY, status, ingresses=ingresses) == {"writer": writer, "mockups": mockups}
+
+
 @pytest.mark.parametrize(
     ("undone", "held", "want"),
     [
         pytest.param(0, 0, 8, id="idle"),
         pytest.param(5, 5, 3, id="some room"),
         pytest.param(8, 8, 0, id="full"),
-        pytest.param(2, 15, 1, id="results pile up before a store that is down"),
+        pytest.param(2, 2 * 8 + SETTLING_AT_MOST - 1, 1, id="results pile up before a store that is down"),
         pytest.param(12, 12, 0, id="slots went away"),
     ],
 )
 def test_only_what_free_slots_and_the_look_ahead_take_is_pulled(undone: int, held: int, want: int) -> None:
-    assert wanted(slots=6, look_ahead=2, undone=undone, held=held) == want
+    assert room(slots=6, look_ahead=2, undone=undone, held=held) == want
+
+
+@pytest.mark.parametrize(
+    ("slots", "mean_s", "jobs"),
+    [
+        pytest.param(8, 0.0, 2, id="nothing known"),
+        pytest.param(2, 1.4, 2, id="renders"),
+        pytest.param(8, 0.05, 40, id="short jobs"),
+        pytest.param(8, 0.001, 64, id="hardly any work"),
+    ],
+)
+def test_so_many_short_jobs_are_held_as_last_while_one_pulls(slots: int, mean_s: float, jobs: int) -> None:
+    assert ahead(slots=slots, look_ahead=2, mean_s=mean_s) == jobs
 
 
 async def test_slots_are_given_in_turn_and_a_cancelled_wait_costs_none() -> None:
     slots = Slots()
     slots.resize({"w": 1})
-    await slots.take("w")
+    await slots.take("w", "acme")
     order: list[int] = []
 
     async def wait_for_turn(n: int) -> None:
-        await slots.take("w")
+        await slots.take("w", "acme")
         order.append(n)
 
     waiting = [asyncio.create_task(wait_for_turn(n)) for n in range(3)]
@@ -54,23 +73,23 @@ async def test_slots_are_given_in_turn_and_a_cancelled_wait_costs_none() -> None
     assert slots.waiting("w") == 3
     waiting[0].cancel()
     await asyncio.sleep(0)
-    slots.give("w")
+    slots.give("w", "acme", 1.0)
     await asyncio.sleep(0)
     assert order == [1]
-    slots.give("w")
+    slots.give("w", "acme", 1.0)
     await waiting[2]
     assert order == [1, 2]
-    slots.give("w")
+    slots.give("w", "acme", 1.0)
     assert slots.running["w"] == 0
 
 
 async def test_a_turn_that_was_given_to_a_task_just_cancelled_goes_to_the_next() -> None:
     slots = Slots()
     slots.resize({"w": 1})
-    await slots.take("w")
-    first, second = (asyncio.create_task(slots.take("w")) for _ in range(2))
+    await slots.take("w", "acme")
+    first, second = (asyncio.create_task(slots.take("w", "acme")) for _ in range(2))
     await asyncio.sleep(0)
-    slots.give("w")
+    slots.give("w", "acme", 1.0)
     first.cancel()
     await asyncio.wait_for(second, 1)
     assert slots.running["w"] == 1
@@ -79,8 +98,8 @@ async def test_a_turn_that_was_given_to_a_task_just_cancelled_goes_to_the_next()
 async def test_more_replicas_let_waiting_jobs_run() -> None:
     slots = Slots()
     slots.resize({"w": 1})
-    await slots.take("w")
-    waiting = asyncio.create_task(slots.take("w"))
+    await slots.take("w", "acme")
+    waiting = asyncio.create_task(slots.take("w", "acme"))
     await asyncio.sleep(0)
     slots.resize({"w": 2})
     await asyncio.wait_for(waiting, 1)
