@@ -41,7 +41,7 @@ from cotenant.jobs import emulator
 from cotenant.jobs.batcher import Batcher
 from cotenant.jobs.pubsub import PubSubSource
 from cotenant.jobs.source import Delivery, Message
-from deployments.replica import Answering
+from deployments.replica import DEPLOYMENT, Answering
 
 REPLICAS, SLOTS = 2, 4
 WORKLOAD, MODEL = "bench", "bench-model"
@@ -76,7 +76,12 @@ def build(_: dict[str, Any]) -> Any:
 
     options = {"num_cpus": 0.1}
     return serve.deployment(
-        Engine, name="Replica", num_replicas=REPLICAS, max_ongoing_requests=SLOTS, ray_actor_options=options
+        Engine,
+        name="Replica",
+        num_replicas=REPLICAS,
+        max_ongoing_requests=SLOTS,
+        ray_actor_options=options,
+        **DEPLOYMENT,
     ).bind()
 
 

@@ -14,7 +14,7 @@ from cotenant.calls import Call, Reply
 from cotenant.config import ImageSpec
 from cotenant.engines.image.models import locate
 from cotenant.gpu.terms import Terms
-from deployments.replica import SharedReplica
+from deployments.replica import DEPLOYMENT, SharedReplica
 from deployments.sharing import Share, own_gpu
 
 
@@ -47,4 +47,4 @@ def build(args: ImageArgs) -> Application:
     if args.terms.on_cpu:
         # Only here is the builder on the replica's machine: a GPU image may hold what the head's does not.
         locate(args.spec.model)
-    return serve.deployment(Replica, name="Replica").bind(args.model_dump(mode="json"))
+    return serve.deployment(Replica, name="Replica", **DEPLOYMENT).bind(args.model_dump(mode="json"))

@@ -28,7 +28,7 @@ from cotenant.engines.llm.config import Shape, Slice, engine_arguments, environm
 from cotenant.engines.llm.models import locate, materialise
 from cotenant.gpu.terms import Terms, Tier
 from cotenant.telemetry.logs import event
-from deployments.replica import SharedReplica
+from deployments.replica import DEPLOYMENT, SharedReplica
 from deployments.sharing import Share, gpu_of_bundle
 
 LOG = logging.getLogger("cotenant.llm")
@@ -55,9 +55,7 @@ def build(args: LlmArgs) -> Application:
         model = locate(args.spec.model)
         shape = Shape.of_folder(Path(model.source)) if model.kind == "folder" else None
         engine_arguments(args.terms.workload, args.spec, model, part, shape)
-    # The gateway logs every request already, once.
-    quiet = {"enable_access_log": False}
-    return serve.deployment(Replica, name="Replica", logging_config=quiet).bind(args.model_dump(mode="json"))
+    return serve.deployment(Replica, name="Replica", **DEPLOYMENT).bind(args.model_dump(mode="json"))
 
 
 class Replica(SharedReplica):

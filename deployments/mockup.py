@@ -14,7 +14,7 @@ from cotenant.calls import Call, Reply
 from cotenant.config import MockupSpec
 from cotenant.engines.mockup import template
 from cotenant.gpu.terms import Terms
-from deployments.replica import SharedReplica
+from deployments.replica import DEPLOYMENT, SharedReplica
 from deployments.sharing import Share, own_gpu
 
 
@@ -46,4 +46,4 @@ def build(args: Arguments) -> Application:
     """The application. Raises TemplateError if a template's file is not there."""
     for name in args.spec.templates:
         template.find(name)
-    return serve.deployment(Replica, name="Replica").bind(args.model_dump(mode="json"))
+    return serve.deployment(Replica, name="Replica", **DEPLOYMENT).bind(args.model_dump(mode="json"))

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cotenant.calls import Call, Reply, Together
 from cotenant.calls.relay import RelaySender, Start, Target
 from cotenant.calls.wire import encode
 from cotenant.telemetry.logs import configure_logs, event
+from deployments.routing import ROUTER
 from deployments.sharing import Share
 
 LOG = logging.getLogger("cotenant.replica")
 
+#: How Serve deploys a replica: its callers route by work, and the doors log every request already, once.
+DEPLOYMENT: Mapping[str, Any] = {"request_router_config": ROUTER, "logging_config": {"enable_access_log": False}}
 #: What a trip's reader tells: the index of a call that nobody waits for any more.
 ABANDON = struct.Struct("!I")
 _HEAD = Start(200, "application/x-cotenant-answers")

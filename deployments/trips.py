@@ -18,17 +18,18 @@ from cotenant.errors import CallError, DeadlineExceeded, ReplicaDied, WorkloadUn
 from deployments.failures import told
 from deployments.handles import ServeCall
 from deployments.replica import ABANDON
+from deployments.routing import Cargo
 
 #: How long the last answers may lag behind the end of the Serve call that sent them.
 _LAST_ANSWERS_S = 10.0
 #: How long the reason for a lost connection may lag behind the loss.
 _REASON_S = 5.0
 
-Begin = Callable[[], Coroutine[Any, Any, tuple[ServeCall, RelayStream]]]
+Begin = Callable[[Cargo], Coroutine[Any, Any, tuple[ServeCall, RelayStream]]]
 
 
 class ServeTrip:
-    """One trip. `begin` makes its Serve call and the stream that is answered into, or raises a CallError."""
+    """One trip. `begin` sends its cargo: the Serve call and the stream that is answered into, or a CallError raised."""
 
     def __init__(self, workload: str, calls: Sequence[Call], begin: Begin) -> None:
         self._workload = workload
@@ -41,7 +42,8 @@ class ServeTrip:
             for index, call in enumerate(calls)
             if call.deadline_s is not None
         ]
-        self._travelling = asyncio.create_task(self._travel(begin), name=f"trip-{workload}")
+        cargo = Cargo(calls, self._answers.open)
+        self._travelling = asyncio.create_task(self._travel(begin, cargo), name=f"trip-{workload}")
 
     def __aiter__(self) -> Trip:
         return self
@@ -81,9 +83,9 @@ class ServeTrip:
         else:
             self._untold.append(index)
 
-    async def _travel(self, begin: Begin) -> None:
+    async def _travel(self, begin: Begin, cargo: Cargo) -> None:
         try:
-            call, self._stream = await begin()
+            call, self._stream = await begin(cargo)
         except CallError as error:
             self._answers.put_rest(error)
             return

@@ -50,7 +50,7 @@ def serve() -> Iterator[Any]:
 def _puppet(**options: Any) -> Any:
     from ray import serve
 
-    from deployments.replica import Answering
+    from deployments.replica import DEPLOYMENT, Answering
 
     class Replica(Answering):
         def __init__(self) -> None:
@@ -65,7 +65,7 @@ def _puppet(**options: Any) -> Any:
             return await self._puppet.call(call)
 
     return serve.deployment(
-        Replica, name="Replica", health_check_period_s=1, ray_actor_options={"num_cpus": 0.1}, **options
+        Replica, name="Replica", health_check_period_s=1, ray_actor_options={"num_cpus": 0.1}, **DEPLOYMENT, **options
     ).bind()
 
 
