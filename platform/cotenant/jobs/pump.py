@@ -31,6 +31,7 @@ from cotenant.jobs.errand import Clerk, Errand
 from cotenant.jobs.holding import BUSY_S, Holding
 from cotenant.jobs.lanes import CLERK, MAIN, Lanes, lane_of, workload_of
 from cotenant.jobs.model import Job, Result
+from cotenant.jobs.publishing import LanePublisher
 from cotenant.jobs.records import Board, Records, WorkloadPace
 from cotenant.jobs.settlement import TABLE, Action, Outcome, Settlement, settle
 from cotenant.jobs.slots import SETTLING_AT_MOST, ahead, room, slot_limits
