@@ -31,6 +31,7 @@ from PIL import Image
 from cotenant.calls import Call
 from cotenant.config import MockupSpec
 from cotenant.engines.mockup.engine import URL, MockupEngine
+from cotenant.gpu.terms import Priority
 
 
 def artworks(count: int) -> list[str]:
@@ -71,11 +72,10 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     scene = engine._scenes[arguments.template]
     width, height = scene.slot_px(side, side)
     textures = [np.random.default_rng(n).random((height, width, 3), dtype=np.float32) for n in range(4)]
-    loop = asyncio.get_running_loop()
 
     async def bare(number: int) -> None:
         render = functools.partial(scene.render, textures[number % 4], side, side, samples=samples, seed=number % 4)
-        await loop.run_in_executor(engine._renderer, render)
+        await asyncio.wrap_future(engine._renderer.submit(render, Priority.INTERACTIVE))
 
     async def through_engine(number: int) -> None:
         reply = await engine.call(Call(URL, bodies[number % 4], accept="image/*"))

@@ -14,6 +14,7 @@ from ray import serve
 from ray.serve.deployment import Application
 
 from cotenant.calls import Directory
+from cotenant.config import Jobs
 from cotenant.config.model import Gateway as GatewayConfig
 from cotenant.gateway.app import create_app
 from cotenant.gateway.keys import load_keys
@@ -21,6 +22,7 @@ from cotenant.gateway.server import HttpServer
 from cotenant.telemetry.logs import configure_logs
 from cotenant.telemetry.metrics import GatewayMetrics
 from deployments.backend import ServeBackend
+from deployments.desk import open_desk
 
 #: How long a replica that goes may finish its answers; Serve waits a little longer before it kills.
 GRACE_S = 50.0
@@ -32,6 +34,7 @@ class GatewayArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     gateway: GatewayConfig
+    jobs: Jobs = Jobs(ingresses=0)
 
 
 def build(args: GatewayArgs) -> Application:
@@ -43,19 +46,30 @@ def build(args: GatewayArgs) -> Application:
         ray_actor_options={"num_cpus": 0.1},
         graceful_shutdown_timeout_s=GRACE_S + 10,
         graceful_shutdown_wait_loop_s=0.5,
-    ).bind(args.gateway.model_dump())
+    ).bind(args.model_dump())
 
 
 class Gateway:
-    """One HTTP door onto the platform's workloads."""
+    """One HTTP door onto the platform's workloads, and onto its jobs where it serves any."""
 
-    def __init__(self, gateway: dict[str, Any]) -> None:
+    def __init__(self, args: dict[str, Any]) -> None:
         configure_logs()
         self._directory: Directory | None = None
         self._backend = ServeBackend()
-        config = GatewayConfig.model_validate(gateway)
+        given = GatewayArgs.model_validate(args)
+        config = given.gateway
         # Keys first: a door that may not open fails here, before it listens.
-        app = create_app(self._serving, self._backend, config, load_keys(config, os.environ), GatewayMetrics())
+        keys = load_keys(config, os.environ)
+        self._desk = open_desk(given.jobs, self._serving)
+        app = create_app(
+            self._serving,
+            self._backend,
+            config,
+            keys,
+            GatewayMetrics(),
+            desk=self._desk.desk,
+            no_desk=self._desk.why_none,
+        )
         self._server = HttpServer(app, host=config.host, port=config.port, grace_s=GRACE_S)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -71,6 +85,7 @@ class Gateway:
 
     async def __del__(self) -> None:
         await self._server.stop()
+        await self._desk.close()
         await self._backend.close()
 
     def _serving(self) -> Directory:

@@ -14,7 +14,7 @@ from cotenant.calls import Call, Reply
 from cotenant.config import ImageSpec
 from cotenant.engines.image.models import locate
 from cotenant.gpu.terms import Terms
-from cotenant.telemetry.logs import configure_logs
+from deployments.replica import DEPLOYMENT, SharedReplica
 from deployments.sharing import Share, own_gpu
 
 
@@ -27,11 +27,11 @@ class ImageArgs(BaseModel):
     spec: ImageSpec
 
 
-class Replica:
+class Replica(SharedReplica):
     """One pipeline, warm while it holds the lease on its GPU's memory."""
 
     async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]
-        configure_logs()
+        super().__init__()
         from cotenant.engines.image.engine import ImageEngine  # noqa: PLC0415 - heavy; the builder does without
 
         args = ImageArgs.model_validate(arguments)
@@ -41,19 +41,10 @@ class Replica:
     async def call(self, call: Call) -> Reply:
         return await self._engine.call(call, lambda: self._share.lease(call))
 
-    async def check_health(self) -> None:
-        """Raises when the replica can't go on, so that Serve replaces it."""
-        self._share.check()
-
-    async def __del__(self) -> None:
-        share = getattr(self, "_share", None)
-        if share is not None:
-            await share.close()
-
 
 def build(args: ImageArgs) -> Application:
     """The application. Raises EnvironmentFault if a local pipeline folder is not usable."""
     if args.terms.on_cpu:
         # Only here is the builder on the replica's machine: a GPU image may hold what the head's does not.
         locate(args.spec.model)
-    return serve.deployment(Replica, name="Replica").bind(args.model_dump(mode="json"))
+    return serve.deployment(Replica, name="Replica", **DEPLOYMENT).bind(args.model_dump(mode="json"))

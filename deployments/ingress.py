@@ -17,11 +17,17 @@ from ray.serve.deployment import Application
 from cotenant.calls import Directory
 from cotenant.config import Jobs
 from cotenant.jobs import metrics
-from cotenant.jobs.lanes import MAIN, Lanes
+from cotenant.jobs.clerk import Clerk
+from cotenant.jobs.grouping import Grouper
+from cotenant.jobs.lanes import Lanes
 from cotenant.jobs.memory import MemoryLanes
+from cotenant.jobs.publishing import LanePublisher
 from cotenant.jobs.pump import Pump
 from cotenant.jobs.source import Message
 from cotenant.jobs.store import open_store
+from cotenant.jobs.webhooks import Webhooks
+from cotenant.outbound.delivery import HttpDeliver, load_trusted_hosts
+from cotenant.outbound.webhooks import load_secrets
 from cotenant.telemetry.logs import configure_logs, event
 from deployments.backend import ServeBackend
 from deployments.published import Published
@@ -71,6 +77,7 @@ class Ingress:
         configure_logs()
         self._args = IngressArgs.model_validate(args)
         self._lanes: Lanes | None = None
+        self._directory = Directory(())
         self._pump: Pump | None = None
         self._backend = ServeBackend()
 
@@ -78,18 +85,31 @@ class Ingress:
         """Serve these workloads: `{"workloads": [Served as a dict, …]}`."""
         directory = Directory.from_plain(user_config["workloads"])
         if self._pump is not None:
+            self._directory = directory
             self._pump.reconfigure(directory)
             return
         jobs = self._args.jobs
         self._lanes = _lanes(jobs)
-        self._pump = Pump(jobs, self._lanes, open_store(jobs.store), self._backend, directory)
+        store = open_store(jobs.store)
+        publish = LanePublisher(jobs, self._lanes).publish
+        self._directory = directory
+        webhooks = Webhooks(
+            store.objects,
+            publish,
+            jobs,
+            HttpDeliver(trusted=load_trusted_hosts(os.environ)),
+            load_secrets(os.environ, jobs.webhooks_env),
+        )
+        clerk = Clerk(store, publish, jobs, lambda: self._directory, webhooks=webhooks)
+        caller = Grouper(self._backend, self._slots_of).call
+        self._pump = Pump(jobs, self._lanes, store, self._backend, directory, clerk=clerk, caller=caller)
         self._pump.start()
         self._publishing = asyncio.create_task(self._publish_metrics(self._pump))
 
     async def submit(self, topic: str, messages: Sequence[Message]) -> Sequence[str]:
         """Publish to a topic; the message ids. The way in where jobs are held in memory."""
         assert self._lanes is not None
-        return await self._lanes.open(MAIN).publish(topic, messages)
+        return await LanePublisher(self._args.jobs, self._lanes).publish(topic, messages)
 
     async def stats(self) -> dict[str, Any]:
         """What of `PumpStats` is plain."""
@@ -106,6 +126,9 @@ class Ingress:
             self._publishing.cancel()
             await self._pump.drain(self._args.jobs.drain_s)
         await self._backend.close()
+
+    def _slots_of(self, workload: str) -> int:
+        return self._directory.named(workload).slots
 
     async def _publish_metrics(self, pump: Pump) -> None:
         published = Published(metrics.METRICS)

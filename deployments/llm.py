@@ -20,14 +20,15 @@ from ray.serve.deployment import Application
 from ray.util import get_current_placement_group
 
 from cotenant.calls import Call, Reply
-from cotenant.calls.relay import RelaySender, Target
+from cotenant.calls.relay import Target
 from cotenant.config.home import home
 from cotenant.config.model import LlmSpec
 from cotenant.engines.llm import asgi
 from cotenant.engines.llm.config import Shape, Slice, engine_arguments, environment, llm_config
 from cotenant.engines.llm.models import locate, materialise
 from cotenant.gpu.terms import Terms, Tier
-from cotenant.telemetry.logs import configure_logs, event
+from cotenant.telemetry.logs import event
+from deployments.replica import DEPLOYMENT, SharedReplica
 from deployments.sharing import Share, gpu_of_bundle
 
 LOG = logging.getLogger("cotenant.llm")
@@ -54,18 +55,15 @@ def build(args: LlmArgs) -> Application:
         model = locate(args.spec.model)
         shape = Shape.of_folder(Path(model.source)) if model.kind == "folder" else None
         engine_arguments(args.terms.workload, args.spec, model, part, shape)
-    # The gateway logs every request already, once.
-    quiet = {"enable_access_log": False}
-    return serve.deployment(Replica, name="Replica", logging_config=quiet).bind(args.model_dump(mode="json"))
+    return serve.deployment(Replica, name="Replica", **DEPLOYMENT).bind(args.model_dump(mode="json"))
 
 
-class Replica:
+class Replica(SharedReplica):
     """One vLLM engine and its HTTP application."""
 
     async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]
-        configure_logs()
+        super().__init__()
         parsed = LlmArgs.model_validate(args)
-        self._relay = RelaySender()
         self._engine = VllmEngine(parsed)
         self._share = await Share.join(parsed.terms, self._engine, gpu=await gpu_of_bundle(parsed.terms))
 
@@ -83,14 +81,11 @@ class Replica:
 
     async def check_health(self) -> None:
         """Raises when the engine is dead, so that Serve replaces the replica."""
-        self._share.check()
+        await super().check_health()
         await self._engine.check()
 
     async def __del__(self) -> None:
-        self._relay.close()
-        share = getattr(self, "_share", None)
-        if share is not None:
-            await share.close()
+        await super().__del__()
         await self._engine.stop()
 
 

@@ -1,9 +1,10 @@
 """The part of an LLM replica that imports Ray's LLM server and vLLM: seconds of imports, so only a replica does.
 
-Ray's `LLMServer` owns the engine (download, configuration, placement, health). Five things are set otherwise here:
-both names of the workload are served, files that are on this machine are not fetched by a task, on a CPU the engine
-runs its model in its own process instead of in a further one, vLLM's worker gets the methods of
-`deployments.llm_worker`, and nothing is reported home.
+Ray's `LLMServer` owns the engine (download, configuration, placement, health). Six things are set otherwise here: both
+names of the workload are served, files that are on this machine are not fetched by a task, on a CPU the engine runs
+its model in its own process instead of in a further one, vLLM's worker gets the methods of `deployments.llm_worker`,
+its scheduler is `deployments.llm_scheduler` and learns the class of each request from the call, never from its body,
+and nothing is reported home.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 
-from cotenant.engines.llm.asgi import App
+from cotenant.engines.llm.asgi import RANK, App
 
 
 class Engine(VLLMEngine):  # type: ignore[misc]
@@ -33,7 +34,21 @@ class Engine(VLLMEngine):  # type: ignore[misc]
             # process fewer imports torch, and none spins on the shared memory between the two.
             parallel.distributed_executor_backend = "uni"
         parallel.worker_extension_cls = "deployments.llm_worker.WorkerExtension"
+        scheduler = engine_config.scheduler_config
+        name = "AsyncClassScheduler" if scheduler.async_scheduling else "ClassScheduler"
+        scheduler.scheduler_cls = f"deployments.llm_scheduler.{name}"
         return engine_args, frontend_args, engine_config
+
+    def _start_async_llm_engine(self, *args: Any) -> Any:
+        client = super()._start_async_llm_engine(*args)
+        generate = client.generate
+
+        def generate_by_rank(*args: Any, **kwargs: Any) -> Any:
+            # vLLM's own way, the field `priority` of the body, is the client's; and its beam search drops it.
+            return generate(*args, **{**kwargs, "priority": RANK.get()})
+
+        client.generate = generate_by_rank
+        return client
 
 
 class Server(LLMServer):  # type: ignore[misc]

@@ -14,7 +14,7 @@ from cotenant.calls import Call, Reply
 from cotenant.config import MockupSpec
 from cotenant.engines.mockup import template
 from cotenant.gpu.terms import Terms
-from cotenant.telemetry.logs import configure_logs
+from deployments.replica import DEPLOYMENT, SharedReplica
 from deployments.sharing import Share, own_gpu
 
 
@@ -27,11 +27,11 @@ class Arguments(BaseModel):
     spec: MockupSpec
 
 
-class Replica:
+class Replica(SharedReplica):
     """One renderer, warm while it holds the lease on its GPU's memory."""
 
     async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]
-        configure_logs()
+        super().__init__()
         from cotenant.engines.mockup.engine import MockupEngine  # noqa: PLC0415 - heavy; the builder does without
 
         parsed = Arguments.model_validate(arguments)
@@ -41,18 +41,9 @@ class Replica:
     async def call(self, call: Call) -> Reply:
         return await self._engine.call(call, lambda: self._share.lease(call))
 
-    async def check_health(self) -> None:
-        """Raises when the replica can't go on, so that Serve replaces it."""
-        self._share.check()
-
-    async def __del__(self) -> None:
-        share = getattr(self, "_share", None)
-        if share is not None:
-            await share.close()
-
 
 def build(args: Arguments) -> Application:
     """The application. Raises TemplateError if a template's file is not there."""
     for name in args.spec.templates:
         template.find(name)
-    return serve.deployment(Replica, name="Replica").bind(args.model_dump(mode="json"))
+    return serve.deployment(Replica, name="Replica", **DEPLOYMENT).bind(args.model_dump(mode="json"))

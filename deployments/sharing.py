@@ -1,4 +1,4 @@
-"""A replica's place on its GPU: its node's agent, its line to it, and its tenancy, put together.
+"""A replica's place on its GPU: its node's agent, its line to it, its slots and its tenancy, put together.
 
 Whoever comes first on a node starts the node's agent (`deployments.agent`); everybody else finds it. Ray starts it
 again when it dies; should it be gone for good, the next replica that misses it starts a new one.
@@ -7,7 +7,8 @@ again when it dies; should it be gone for good, the next replica that misses it 
 import asyncio
 import logging
 import os
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 import ray
@@ -22,9 +23,11 @@ from cotenant.agent.protocol import Identity
 from cotenant.agent.tenancy import Engine, Tenancy
 from cotenant.agent.turns import StartTurn
 from cotenant.calls import Call
+from cotenant.engines.admission import Admission
+from cotenant.engines.precedence import priority_of
 from cotenant.gpu.probe import count_gpus
 from cotenant.gpu.shares import budget_kib
-from cotenant.gpu.terms import Priority, Terms
+from cotenant.gpu.terms import Terms
 from cotenant.telemetry.logs import event
 from deployments.agent import ensure_agent
 
@@ -43,7 +46,7 @@ class SharedEngine(Engine, Protocol):
 
 
 class Share:
-    """One replica's lease, line and engine."""
+    """One replica's slots, lease, line and engine."""
 
     def __init__(self, terms: Terms, engine: SharedEngine, gpu: str | None) -> None:
         context = serve.get_replica_context()
@@ -67,6 +70,7 @@ class Share:
             loop=asyncio.get_running_loop(),
         )
         self.tenancy = Tenancy(terms, engine, self._link, turn=self._turn)
+        self.admission = Admission(terms.slots)
         self._watch: asyncio.Task[None] | None = None
 
     @classmethod
@@ -84,9 +88,15 @@ class Share:
         await share.tenancy.start()
         return share
 
-    def lease(self, call: Call) -> AbstractAsyncContextManager[None]:
-        """The right to work on `call`."""
-        return self.tenancy.lease(Priority.BATCH if call.batch else Priority.INTERACTIVE)
+    @asynccontextmanager
+    async def lease(self, call: Call) -> AsyncIterator[None]:
+        """The right to work on `call`: a slot of its class, then the lease. Raises as `Tenancy.lease` does.
+
+        In this order: who waits for a slot holds no lease, so it keeps nobody from putting the engine to sleep.
+        """
+        priority = priority_of(call)
+        async with self.admission.entered(priority), self.tenancy.lease(priority):
+            yield
 
     def check(self) -> None:
         """Raises RuntimeError when the replica can't go on."""

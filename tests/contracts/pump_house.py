@@ -126,6 +126,9 @@ class Office:
         self.looks[errand.id] += 1
         return None if self.looks[errand.id] == 3 else 20.0
 
+    async def tick(self) -> None:
+        return None
+
     async def job_ended(self, job: Job, result: Result) -> None:
         self.fails -= 1
         if self.fails >= 0:

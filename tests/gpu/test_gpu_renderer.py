@@ -36,8 +36,8 @@ def _renderer(start: Start, paths_per_chunk: int | None) -> Child:
 def test_a_renders_memory_is_bounded_by_the_chunk_of_paths(start: Start) -> None:
     need(renderer.missing() or meters.missing())
     side, many = pick(2048, 512), 16
-    # At the real size one sample of this picture is one chunk; the rehearsal's chunk is smaller for the same.
-    child = _renderer(start, None if side == 2048 else side * side)
+    # One sample of this picture is one chunk.
+    child = _renderer(start, side * side)
     child.ask("render", side=side, samples=1, timeout_s=300)
     one, one_s = _peak(child, side, 1)
     several, several_s = _peak(child, side, many)

@@ -41,7 +41,7 @@ from cotenant.errors import EnvironmentFault
 from cotenant.gateway.app import create_app
 from cotenant.gateway.keys import load_keys
 from cotenant.gateway.server import HttpServer
-from cotenant.gpu.terms import Terms, Tier
+from cotenant.gpu.terms import Priority, Terms, Tier
 from cotenant.telemetry.metrics import GatewayMetrics
 
 pytestmark = pytest.mark.integration
@@ -109,7 +109,7 @@ async def ok(engine: ImageEngine, **fields: Any) -> Reply:
 def busy(engine: ImageEngine) -> Iterator[None]:
     """The pipeline's thread has something else to do, so what is asked meanwhile waits."""
     free = threading.Event()
-    engine._denoiser.submit(free.wait)
+    engine._denoiser.submit(free.wait, Priority.INTERACTIVE)
     try:
         yield
     finally:

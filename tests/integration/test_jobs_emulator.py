@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from cotenant.calls import Call, InMemoryBackend, Reply, error_reply
-from cotenant.cli import main
 from cotenant.config import Jobs
 from cotenant.errors import EnvironmentFault
 from cotenant.jobs import emulator
@@ -216,27 +214,6 @@ async def test_a_file_goes_out_and_its_results_come_back_in_order(
     large = parsed[-1]["response"]["body"]
     assert large["bytes"] > 2 << 20
     assert len(Path(large["object"].removeprefix("file://")).read_bytes()) == large["bytes"]
-
-
-def test_the_submit_command_publishes_to_the_emulator(
-    emulator_host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COTENANT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", emulator_host)
-    jobs = contract_jobs(f"-cli{next(_numbers)}")
-    (tmp_path / "platform.yaml").write_text(
-        f"jobs: {jobs.model_dump_json()}\n"
-        "workloads: {writer: {llm: {model: tiny}, gpu: {vram_gib: 2}}}\n"
-        "environments: {local: {pools: {shared: {accelerator: cpu, vram_gib: 12}}}}\n"
-    )
-    lines = "\n".join(json.dumps(chat(f"c{n}")) for n in range(7))
-    done = CliRunner().invoke(main, ["submit", "-f", "platform.yaml", "-"], input=lines)
-    assert done.exit_code == 0, done.output
-    batch = done.stdout.splitlines()[0]
-    waiting = asyncio.run(drain_topic(jobs, jobs.subscription, emulator_host))
-    assert {delivery.attributes["custom_id"] for delivery in waiting} == {f"c{n}" for n in range(7)}
-    assert {delivery.attributes["batch"] for delivery in waiting} == {batch}
 
 
 def test_an_emulator_that_cannot_start_says_what_it_said(tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ One engine for the whole module, deployed by the platform's own Serve config: it
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import openai
@@ -25,6 +26,9 @@ from cotenant.config import load_platform
 from cotenant.errors import DeadlineExceeded, ReplicaDied, UnknownWorkload
 from cotenant.gpu.plan import plan
 from cotenant.manifests.serve import serve_config
+
+if TYPE_CHECKING:
+    from deployments.backend import ServeBackend
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -99,12 +103,17 @@ async def client(running: Running) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
-async def busy(running: Running) -> int:
-    """Requests that the engine works on or has waiting, by its own metrics."""
+async def counted(running: Running, names: str) -> int:
+    """The sum of the engine's own metrics whose names match."""
     reply = await running.serve.get_app_handle(WORKLOAD).call.remote(Call("/metrics", method="GET"))
-    counts = re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", reply.body.decode(), re.MULTILINE)
+    counts = re.findall(rf"^vllm:(?:{names})\{{.*\}} (\S+)$", reply.body.decode(), re.MULTILINE)
     assert counts
     return int(sum(float(count) for count in counts))
+
+
+async def busy(running: Running) -> int:
+    """Requests that the engine works on or has waiting."""
+    return await counted(running, "num_requests_running|num_requests_waiting")
 
 
 async def becomes(running: Running, wanted: int, within_s: float = 10) -> None:
@@ -248,6 +257,122 @@ async def test_a_whole_answer_that_its_client_leaves_frees_the_engine(
     with pytest.raises(asyncio.CancelledError):
         await asking
     await becomes(running, 0)
+
+
+#: A job that takes all eight slots of the engine, in one call.
+TOPICS = ["The sea", "A far city", "Bread", "Rain", "A lighthouse", "Ravens", "The moon", "Snow"]
+JOB = {"model": WORKLOAD, "prompt": TOPICS, "max_tokens": 60, "temperature": 0, "ignore_eos": True}
+BEAM = {"prompt": "Snow", "use_beam_search": True, "n": 2, "max_tokens": 30}
+CHAT = {"model": WORKLOAD, "prompt": "A mug", "max_tokens": 20, "temperature": 0, "ignore_eos": True}
+
+
+def completion(*bodies: dict[str, Any], batch: bool = False) -> Call:
+    body = {name: value for each in bodies for name, value in each.items()}
+    return Call("/v1/completions", json.dumps(body).encode(), deadline_s=100, batch=batch)
+
+
+@pytest.fixture
+async def backend(running: Running) -> AsyncIterator[ServeBackend]:
+    from deployments.backend import ServeBackend
+
+    backend = ServeBackend()
+    yield backend
+    await backend.close()
+
+
+@pytest.mark.parametrize(
+    ("job", "chat"),
+    [
+        pytest.param({}, {}, id="as they are"),
+        pytest.param({"priority": -1000}, {"priority": 1000}, id="whatever the bodies say of priority"),
+        pytest.param(
+            {"prompt": "Snow", "use_beam_search": True, "n": 2, "max_tokens": 30},
+            {},
+            id="with a beam search as the job",
+        ),
+    ],
+)
+async def test_an_interactive_answer_passes_a_job_that_holds_all_slots(
+    running: Running, backend: ServeBackend, job: dict[str, Any], chat: dict[str, Any]
+) -> None:
+    await becomes(running, 0)
+    finished: list[str] = []
+    before = await counted(running, "prompt_tokens_total")
+
+    async def finish(name: str, call: Call) -> None:
+        reply = await backend.call(WORKLOAD, call)
+        assert reply.status == 200, reply.body
+        finished.append(name)
+
+    first = asyncio.create_task(finish("job", completion(JOB, job, batch=True)))
+    while await counted(running, "prompt_tokens_total") == before:
+        assert not first.done(), await first
+    await finish("chat", completion(CHAT, {"max_tokens": 40}, chat))
+    await first
+    assert finished == ["chat", "job"]
+
+
+async def test_a_job_makes_no_token_while_an_interactive_answer_is_made_and_then_says_what_it_would_have_said(
+    running: Running, backend: ServeBackend
+) -> None:
+    await becomes(running, 0)
+    one = {"prompt": TOPICS[0]}
+    alone = await backend.call(WORKLOAD, completion(JOB, one, batch=True))
+    made: list[tuple[str, str]] = []
+    job_begun = asyncio.Event()
+
+    async def make(name: str, call: Call) -> None:
+        reply = await backend.stream(WORKLOAD, call)
+        async for chunk in reply.chunks:
+            events = [line[6:] for line in chunk.decode().splitlines() if line.startswith("data: {")]
+            made.extend((name, json.loads(event)["choices"][0]["text"]) for event in events)
+            job_begun.set()
+
+    job = asyncio.create_task(make("job", completion(JOB, one, {"stream": True}, batch=True)))
+    await job_begun.wait()
+    await make("chat", completion(CHAT, {"stream": True}))
+    await job
+    names = [name for name, _ in made]
+    start, end = names.index("chat"), len(names) - 1 - names[::-1].index("chat")
+    assert names[start : end + 1].count("chat") == 20
+    # One token may have been on its way when the first one of the chat came.
+    assert names[start : end + 1].count("job") <= 1
+    assert names[-1] == "job"
+    assert "".join(text for name, text in made if name == "job") == alone.json()["choices"][0]["text"]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_a_job_that_is_cancelled_while_it_sits_out_frees_its_slots(
+    running: Running, backend: ServeBackend, stream: bool
+) -> None:
+    await becomes(running, 0)
+    call = completion(JOB, {"max_tokens": 1900, "stream": stream}, batch=True)
+    job: asyncio.Task[Any] | None = None
+    chunks: Any = None
+    if stream:
+        chunks = (await backend.stream(WORKLOAD, call)).chunks
+    else:
+        job = asyncio.create_task(backend.call(WORKLOAD, call))
+    await becomes(running, 8)
+    chat = await backend.stream(WORKLOAD, completion(CHAT, {"max_tokens": 400, "stream": True}))
+    reading = chat.chunks.__aiter__()
+    await reading.__anext__()
+    assert await busy(running) == 9
+    if job is not None:
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+    else:
+        await chunks.aclose()
+    await becomes(running, 1)
+    assert await reading.__anext__(), "the chat goes on"
+    await chat.chunks.aclose()  # type: ignore[attr-defined]
+    await becomes(running, 0)
+
+
+async def test_a_priority_that_is_none_is_an_error_of_the_client(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="priority"):
+        await client.completions.create(model=MODEL, prompt="A mug", max_tokens=1, extra_body={"priority": "high"})
 
 
 async def test_a_full_queue_turns_away_and_says_when_to_come_back(running: Running) -> None:

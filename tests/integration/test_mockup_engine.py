@@ -23,9 +23,11 @@ from PIL import Image
 from cotenant.calls import Call, Reply
 from cotenant.config import MockupSpec
 from cotenant.engines.mockup import variant
+from cotenant.engines.mockup.chunks import Tracer
 from cotenant.engines.mockup.engine import TEMPLATES_URL, URL, MockupEngine
 from cotenant.engines.mockup.scene import Cancelled, Scene
 from cotenant.engines.mockup.template import TemplateError
+from cotenant.gpu.terms import Priority
 
 pytestmark = pytest.mark.integration
 
@@ -148,6 +150,36 @@ async def test_another_process_gives_the_same_bytes(engine: MockupEngine) -> Non
     wanted = call(artwork=encoded(quarters()), template="mug", seed=3, background="transparent")
     mine = hashlib.sha256((await engine.call(wanted)).body).hexdigest()
     assert in_child(SPEC, wanted.body) == ("200", mine)
+
+
+SIZES = [(64, 64), (64, 48), (33, 90), (300, 300), (96, 513 - 1), (512, 20), (17, 17), (128, 64)]
+
+
+@pytest.mark.parametrize("template", ["mug", "poster"])
+def test_one_chunks_light_is_what_mitsubas_own_renderer_makes_of_the_scene(engine: MockupEngine, template: str) -> None:
+    """Whatever was rendered before, and without a recording for each size."""
+    if engine.variant.name.startswith("scalar"):
+        pytest.skip("the scalar back end's chunks are made by that renderer")
+    scene = engine._scenes[template]
+    tracer = Tracer(scene._mi, scene._scene, paths=2**30)
+    chance = np.random.default_rng(4)
+    differences = []
+
+    def compare() -> None:
+        for size in SIZES:
+            width, height = scene.slot_px(*size)
+            scene._show(chance.random((height, width, 3), dtype=np.float32))
+            sensor = scene._sensor(*size)
+            for samples in (4, 9):
+                mine = tracer.render(sensor, size, samples=samples, seed=6, between=lambda: None)
+                theirs = np.array(scene._mi.render(scene._scene, sensor=sensor, spp=samples, seed=6))
+                differences.append(float(np.abs(mine - theirs).max() / theirs.max()))
+        scene._shown = None
+
+    engine._renderer.submit(compare, Priority.INTERACTIVE).result(120)
+    assert max(differences) < 1e-6
+    recordings = [getattr(program, "n_recordings", 0) for program in tracer._programs.values()]
+    assert max(recordings) <= 4
 
 
 async def test_a_customers_artwork_never_shows_in_anothers_render(engine: MockupEngine) -> None:

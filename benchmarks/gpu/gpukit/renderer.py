@@ -28,15 +28,13 @@ class Renderer:
     def __init__(self, template: str = "mug", *, paths_per_chunk: int | None = None) -> None:
         import numpy as np
 
-        from cotenant.engines.mockup import scene, variant
+        from cotenant.engines.mockup import chunks, scene, variant
         from cotenant.engines.mockup.template import load
 
-        if paths_per_chunk is not None:
-            scene.PATHS_PER_CHUNK = paths_per_chunk
-        self.paths_per_chunk = scene.PATHS_PER_CHUNK
         self.variant = variant.choose("cuda" if on_cuda() else "auto")
+        self.paths_per_chunk = paths_per_chunk or chunks.paths_of(self.variant.name)
         self._mi = variant.load(self.variant)
-        self._scene = scene.Scene(self._mi, load(template), shadow_samples=8)
+        self._scene = scene.Scene(self._mi, load(template), shadow_samples=8, paths_per_chunk=self.paths_per_chunk)
         self._random = np.random.default_rng(0)
         self._artworks: dict[tuple[int, int], Any] = {}
 

@@ -3,11 +3,14 @@
 from cotenant.calls.backend import Backend, InMemoryBackend, WorkloadStatus
 from cotenant.calls.reply import JSON_TYPE, Call, Reply, StreamedReply, error_body, error_reply
 from cotenant.calls.routes import BY_URL, ROUTES, Directory, Route, Served, template_name
+from cotenant.calls.trip import Answer, Answers, Together, Trip
 
 __all__ = [
     "BY_URL",
     "JSON_TYPE",
     "ROUTES",
+    "Answer",
+    "Answers",
     "Backend",
     "Call",
     "Directory",
@@ -16,6 +19,8 @@ __all__ = [
     "Route",
     "Served",
     "StreamedReply",
+    "Together",
+    "Trip",
     "WorkloadStatus",
     "error_body",
     "error_reply",

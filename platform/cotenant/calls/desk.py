@@ -36,8 +36,16 @@ class Desk(Protocol):
     """Every method raises RequestRefused for what the caller did wrong (404 for what is not there), StoreUnavailable
     and SourceUnavailable when nothing could be done."""
 
-    async def create_file(self, tenant: str, *, filename: str, purpose: str, chunks: AsyncIterator[bytes]) -> Json:
-        """Keep a file; OpenAI's File object."""
+    async def create_file(
+        self,
+        tenant: str,
+        *,
+        filename: str,
+        purpose: str,
+        chunks: AsyncIterator[bytes],
+        expires_after: Mapping[str, Any] | None = None,
+    ) -> Json:
+        """Keep a file; OpenAI's File object. `expires_after` is `{anchor, seconds}`, numbers as text too."""
         ...
 
     async def files(self, tenant: str, page: Page, *, purpose: str | None = None) -> Json: ...

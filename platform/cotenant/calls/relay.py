@@ -6,6 +6,8 @@ connection per gateway and replica: the gateway listens (`RelayServer`), puts a 
 replica dials back (`RelaySender`) and multiplexes all its streams for that gateway. Everything written in one
 turn of the event loop leaves in one write, so one engine step is one packet however many requests it served.
 
+The other way a stream carries only what its reader tells the one who answers (`RelayStream.tell`), a few bytes.
+
 What always holds: no byte of a connection is read as a frame before its token was found right (in constant
 time). A frame is never longer than `MAX_FRAME_BYTES`. A stream ends exactly once: with its end frame, an error
 frame, or a lost connection. A reader that falls `max_pending_bytes` behind loses its own stream and nobody
@@ -19,15 +21,16 @@ import hmac
 import json
 import secrets
 import struct
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 from cotenant.errors import CallError, ReplicaDied, WorkloadUnavailable
 
 #: kind, stream id, payload length; then the payload.
 _HEADER = struct.Struct("!BQI")
-_START, _CHUNK, _END, _ERROR = 1, 2, 3, 4
+_START, _CHUNK, _END, _ERROR, _TELL = 1, 2, 3, 4, 5
 
 MAX_FRAME_BYTES = 1 << 20
 TOKEN_BYTES = 32
@@ -89,9 +92,12 @@ class RelayClosed(ConnectionError):
 class RelayStream:
     """One reply on its way in: `started`, then `read` to the end, or `close` to drop it."""
 
-    def __init__(self, server: RelayServer, stream: int) -> None:
+    def __init__(self, server: RelayServer, stream: int, max_pending_bytes: int) -> None:
         self.id = stream
         self._server = server
+        self._max_pending_bytes = max_pending_bytes
+        self._carrier: _Incoming | None = None
+        self._untold: list[bytes] = []
         self._start: asyncio.Future[Start] = asyncio.get_running_loop().create_future()
         self._pending: list[bytes] = []
         self._pending_bytes = 0
@@ -137,6 +143,13 @@ class RelayStream:
         self._pending_bytes = 0
         return data
 
+    def tell(self, data: bytes) -> None:
+        """Send a few bytes to the one who answers; they get there once the stream has started, if it does."""
+        if self._carrier is not None and not self._finished:
+            self._carrier.send(_TELL, self.id, data)
+        else:
+            self._untold.append(data)
+
     def fail(self, error: CallError) -> None:
         """End the stream with an error, unless it has ended already."""
         if not self._finished:
@@ -148,13 +161,13 @@ class RelayStream:
         self._pending.clear()
         self.fail(WorkloadUnavailable("the stream was closed before its end"))
 
-    def _take(self, kind: int, payload: bytes) -> None:
+    def _take(self, kind: int, payload: bytes, carrier: _Incoming) -> None:
         if self._finished:
             return
         if kind == _CHUNK:
             self._pending.append(payload)
             self._pending_bytes += len(payload)
-            if self._pending_bytes > self._server.max_pending_bytes:
+            if self._pending_bytes > self._max_pending_bytes:
                 self._pending.clear()
                 self.fail(SlowReader(f"the client fell {self._pending_bytes >> 10} KiB behind its stream; read faster"))
             else:
@@ -162,6 +175,9 @@ class RelayStream:
         elif kind == _START:
             if not self._start.done():
                 self._start.set_result(Start.decode(payload))
+                self._carrier = carrier
+                for data in self._untold:
+                    carrier.send(_TELL, self.id, data)
         elif kind == _END:
             self._complete = True
             self._finish()
@@ -216,10 +232,11 @@ class RelayServer:
         """The protocol of one incoming connection."""
         return _Incoming(self)
 
-    def open(self) -> RelayStream:
+    def open(self, *, max_pending_bytes: int | None = None) -> RelayStream:
         """A stream to be answered into; read it to its end, or close it."""
         self._next += 1
-        stream = self._streams[self._next] = RelayStream(self, self._next)
+        limit = self.max_pending_bytes if max_pending_bytes is None else max_pending_bytes
+        stream = self._streams[self._next] = RelayStream(self, self._next, limit)
         return stream
 
     async def close(self) -> None:
@@ -271,18 +288,15 @@ class _Incoming(asyncio.Protocol):
             if self._deadline is not None:
                 self._deadline.cancel()
             del buffer[:TOKEN_BYTES]
-        at, size = 0, len(buffer)
-        while size - at >= _HEADER.size:
-            kind, stream, length = _HEADER.unpack_from(buffer, at)
-            if length > MAX_FRAME_BYTES or not _START <= kind <= _ERROR:
-                self.abort()
-                return
-            body = at + _HEADER.size
-            if size - body < length:
-                break
-            at = body + length
-            self._frame(kind, stream, bytes(buffer[body:at]))
-        del buffer[:at]
+        try:
+            for kind, stream, payload in _frames(buffer):
+                self._frame(kind, stream, payload)
+        except ValueError:
+            self.abort()
+
+    def send(self, kind: int, stream: int, payload: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(_HEADER.pack(kind, stream, len(payload)) + payload)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._deadline is not None:
@@ -293,15 +307,31 @@ class _Incoming(asyncio.Protocol):
                 found.fail(ReplicaDied("the replica's connection was lost in the middle of a stream"))
 
     def _frame(self, kind: int, stream: int, payload: bytes) -> None:
+        if kind == _TELL:
+            raise ValueError("only a reader tells")
         found = self._server._streams.get(stream)
         if found is None:
             return
         if kind == _START:
             self.carried.add(stream)
-        try:
-            found._take(kind, payload)
-        except ValueError:
-            self.abort()
+        found._take(kind, payload, self)
+
+
+def _frames(buffer: bytearray) -> Iterator[tuple[int, int, bytes]]:
+    """Take the complete frames out of `buffer`: kind, stream, payload. Raises ValueError on what is no frame."""
+    at, size = 0, len(buffer)
+    try:
+        while size - at >= _HEADER.size:
+            kind, stream, length = _HEADER.unpack_from(buffer, at)
+            if length > MAX_FRAME_BYTES or not _START <= kind <= _TELL:
+                raise ValueError("not a frame")
+            body = at + _HEADER.size
+            if size - body < length:
+                break
+            at = body + length
+            yield kind, stream, bytes(buffer[body:at])
+    finally:
+        del buffer[:at]
 
 
 # The replica's side.
@@ -325,7 +355,8 @@ class RelaySender:
             self._connections[target.address] = known
             known.add_done_callback(lambda task: self._drop_failed(target.address, task))
         connection = await asyncio.shield(known)
-        return Sink(connection, target.stream)
+        sink = connection.sinks[target.stream] = Sink(connection, target.stream)
+        return sink
 
     def close(self) -> None:
         """Drop all connections; their streams end with an error at the gateways."""
@@ -350,6 +381,8 @@ class Sink:
     def __init__(self, connection: Connection, stream: int) -> None:
         self._connection = connection
         self._stream = stream
+        self.on_tell: Callable[[bytes], object] = lambda _: None
+        """Called with what the reader of the stream tells."""
 
     def start(self, start: Start) -> None:
         self._connection.write(_START, self._stream, start.encode())
@@ -377,6 +410,9 @@ class Connection(asyncio.Protocol):
     def __init__(self, token: bytes) -> None:
         self._frames: list[bytes] = [token]
         self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self.sinks: WeakValueDictionary[int, Sink] = WeakValueDictionary()
+        """The calls that are answered here, by stream."""
         self.lost = False
         self.paused: asyncio.Future[None] | None = None
         self.on_lost: Callable[[], object] | None = None
@@ -385,6 +421,15 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
         self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        try:
+            for kind, stream, payload in _frames(self._buffer):
+                if kind == _TELL and (sink := self.sinks.get(stream)) is not None:
+                    sink.on_tell(payload)
+        except ValueError:
+            self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True

@@ -11,18 +11,50 @@ import logging
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cotenant.cli.machine import ray_node
 from cotenant.cli.machine.state import RunState
 from cotenant.config import Platform
 from cotenant.errors import EnvironmentFault, SourceUnavailable
-from cotenant.jobs.batch import Publish
-from cotenant.jobs.source import Message
+from cotenant.jobs.batches import PublishTo
+from cotenant.jobs.publishing import LanePublisher
+from cotenant.jobs.source import JobSource, Message
 from cotenant.jobs.store import ResultStore, absolute_store, open_store
 
+if TYPE_CHECKING:
+    from cotenant.jobs.setup import Admin
+
 _SUBMIT_TIMEOUT_S = 60.0
+#: How long an empty subscription of dead letters takes to say so; twice, to be sure.
+_PULL_WAIT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where jobs of a platform's environment go in. `emulator` is the address of Pub/Sub's, where there is one."""
+
+    platform: Platform
+    state: RunState | None
+    emulator: str | None
+
+    @property
+    def has_pubsub(self) -> bool:
+        return self.emulator is not None or self.platform.gke is not None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether anything takes jobs here."""
+        return self.has_pubsub or self.state is not None
+
+
+def door_of(platform: Platform) -> Door:
+    """The door of a platform from here."""
+    state = running(platform)
+    emulator = os.environ.get("PUBSUB_EMULATOR_HOST") or (state.pubsub_emulator_host if state is not None else None)
+    return Door(platform, state, emulator or None)
 
 
 def running(platform: Platform) -> RunState | None:
@@ -33,39 +65,105 @@ def running(platform: Platform) -> RunState | None:
 
 def result_store(platform: Platform, state: RunState | None) -> ResultStore:
     """The store that the ingress writes to. Raises EnvironmentFault where no other process can read it."""
+    return open_store(_store_url(platform, state))
+
+
+def existing_store(platform: Platform, state: RunState | None) -> ResultStore:
+    """The same for who only reads: a folder that is not there is not made. Raises EnvironmentFault."""
+    url = _store_url(platform, state)
+    if "://" not in url and not Path(url).is_dir():
+        raise EnvironmentFault(
+            f"there are no jobs at {url}: nothing was submitted from this folder, and no platform runs; go where it "
+            "was, or make jobs.store an absolute path or a bucket"
+        )
+    return open_store(url)
+
+
+def _store_url(platform: Platform, state: RunState | None) -> str:
     url = state.store if state is not None and state.store else absolute_store(platform.jobs.store, Path.cwd())
     if url.startswith("memory:"):
         raise EnvironmentFault(
             "jobs.store is memory://, which only the ingress can read; name a folder or a bucket for this command"
         )
-    return open_store(url)
+    return url
 
 
 @asynccontextmanager
-async def publisher(platform: Platform, state: RunState | None) -> AsyncIterator[Publish]:
-    """Publishes to the jobs topic, in whichever way this environment has.
+async def publisher(door: Door) -> AsyncIterator[PublishTo]:
+    """Publishes to topics by their short names, in whichever way this environment has.
+
+    A lane's subscription is made before the first message for it: a topic without one drops what is published.
 
     Raises:
-        EnvironmentFault: it has none, and what would give it one.
+        EnvironmentFault: it has no way, and what would give it one.
     """
-    emulator = os.environ.get("PUBSUB_EMULATOR_HOST") or (state.pubsub_emulator_host if state is not None else None)
-    if emulator or platform.gke is not None:
-        from cotenant.jobs.pubsub import PubSubSource  # noqa: PLC0415 (Google's client takes a second to import)
+    if door.has_pubsub:
+        from cotenant.jobs.pubsub import PubSubLanes  # noqa: PLC0415 (Google's client takes a second to import)
 
-        source = PubSubSource(platform.jobs, emulator_host=emulator)
+        opened = LanePublisher(door.platform.jobs, PubSubLanes(door.platform.jobs, emulator_host=door.emulator))
         try:
-            await source.setup()
-            yield lambda messages: source.publish(platform.jobs.topic, messages)
+            yield opened.publish
         finally:
-            await source.close()
-    elif state is not None:
-        ingress = await asyncio.to_thread(_ingress, state)
-        yield lambda messages: asyncio.to_thread(_hand_over, ingress, platform.jobs.topic, messages)
+            await opened.close()
+    elif door.state is not None:
+        ingress = await asyncio.to_thread(_ingress, door.state)
+
+        async def publish(topic: str, messages: Sequence[Message]) -> None:
+            await asyncio.to_thread(_hand_over, ingress, topic, messages)
+
+        yield publish
     else:
-        raise EnvironmentFault(
-            f"nothing takes jobs of {platform.name} in environment {platform.environment} here: no platform runs, and "
-            f"PUBSUB_EMULATOR_HOST is not set; start it with `cotenant up -e {platform.environment}`"
-        )
+        raise nothing_there(door.platform)
+
+
+@asynccontextmanager
+async def dead_letters(door: Door) -> AsyncIterator[JobSource]:
+    """The subscription that dead letters wait in. Raises EnvironmentFault where there is no Pub/Sub."""
+    if not door.has_pubsub:
+        raise no_pubsub(door, "no dead letters wait")
+    from cotenant.jobs.pubsub import PubSubLanes  # noqa: PLC0415 (Google's client takes a second to import)
+
+    lanes = PubSubLanes(door.platform.jobs, door.emulator, pull_wait_s=_PULL_WAIT_S)
+    source = lanes.dead_letters()
+    try:
+        await source.setup()
+        yield source
+    finally:
+        await source.close()
+
+
+@asynccontextmanager
+async def admin(door: Door) -> AsyncIterator[Admin]:
+    """What topics and subscriptions are set up with.
+
+    Raises:
+        EnvironmentFault: there is no Pub/Sub here.
+    """
+    if not door.has_pubsub:
+        raise no_pubsub(door, "there are no topics to set up")
+    from cotenant.jobs.pubsub_admin import PubSubAdmin  # noqa: PLC0415 (Google's client takes a second to import)
+
+    opened = PubSubAdmin(door.platform.jobs.project, door.emulator)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+def no_pubsub(door: Door, so: str) -> EnvironmentFault:
+    """That there is no Pub/Sub here, and what follows from that."""
+    why = "the ingress holds the jobs in memory" if door.state is not None else "no platform runs here"
+    return EnvironmentFault(
+        f"environment {door.platform.environment} of {door.platform.name} has no Pub/Sub ({why}), so {so}; install "
+        "the emulator and `cotenant up`, set PUBSUB_EMULATOR_HOST, or name an environment with gke"
+    )
+
+
+def nothing_there(platform: Platform) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"nothing takes jobs of {platform.name} in environment {platform.environment} here: no platform runs, and "
+        f"PUBSUB_EMULATOR_HOST is not set; start it with `cotenant up -e {platform.environment}`"
+    )
 
 
 def _ingress(state: RunState) -> Any:
@@ -87,7 +185,6 @@ def _ingress(state: RunState) -> Any:
 
 
 def _hand_over(ingress: Any, topic: str, messages: Sequence[Message]) -> None:
-
     try:
         ingress.submit.remote(topic, list(messages)).result(timeout_s=_SUBMIT_TIMEOUT_S)
     except Exception as error:

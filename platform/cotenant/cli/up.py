@@ -70,8 +70,9 @@ def up(file: Path, environment: str, address: str | None, timeout_s: float, no_e
         )
     elif state.ray is not None and state.keys_digest != _keys_digest(platform):
         raise EnvironmentFault(
-            f"{platform.gateway.keys_env} differs from what the running platform was started with, and its gateway "
-            "reads it at the start only: `cotenant down` first, or keep the keys in gateway.keys_file"
+            f"{platform.gateway.keys_env} or {platform.jobs.webhooks_env} differs from what the running platform was "
+            "started with, and its doors read them at the start only: `cotenant down` first (or keep the API keys in "
+            "gateway.keys_file)"
         )
     with ServeApi(state.dashboard, state.token_file) as serve:
         _require_resources(serve, node_spec(platform))
@@ -242,9 +243,12 @@ def _start(platform: Platform, console: Console, no_emulator: bool) -> RunState:
 
 
 def _keys_digest(platform: Platform) -> str | None:
-    """A digest of the API keys in the environment, salted with what only this user can read; None if there are none."""
-    keys = os.environ.get(platform.gateway.keys_env or "", "")
-    return hmac.digest(ray_node.token_file().read_bytes(), keys.encode(), "sha256").hex() if keys else None
+    """A digest of the secrets in the environment, salted with what only this user can read; None if there are none."""
+    names = (platform.gateway.keys_env, platform.jobs.webhooks_env)
+    secrets = [os.environ.get(name or "", "") for name in names]
+    if not any(secrets):
+        return None
+    return hmac.digest(ray_node.token_file().read_bytes(), "\0".join(secrets).encode(), "sha256").hex()
 
 
 def _join(platform: Platform, address: str) -> RunState:

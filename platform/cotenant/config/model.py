@@ -269,7 +269,7 @@ class Workload(Model):
 
     @property
     def slots(self) -> int:
-        """Requests one replica works on at once: Serve's `max_ongoing_requests`."""
+        """Interactive requests that one replica works on at once. Batch jobs get of these slots what is left."""
         return self.concurrency or _SLOTS[self.kind]
 
     @property

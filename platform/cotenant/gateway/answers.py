@@ -16,7 +16,20 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from cotenant.calls import Reply, StreamedReply, error_reply
-from cotenant.errors import BudgetExceeded, CallError, DeadlineExceeded, Overloaded, ReplicaDied, UnknownWorkload
+from cotenant.errors import (
+    BudgetExceeded,
+    CallError,
+    DeadlineExceeded,
+    IdentityConflict,
+    JobError,
+    MalformedJob,
+    Overloaded,
+    ReplicaDied,
+    RequestRefused,
+    SourceUnavailable,
+    StoreUnavailable,
+    UnknownWorkload,
+)
 from cotenant.gateway.visit import visit_of
 from cotenant.telemetry.logs import event
 from cotenant.telemetry.metrics import GatewayMetrics
@@ -27,6 +40,9 @@ LOG = logging.getLogger("cotenant.gateway")
 CLIENT_GONE = 499
 
 EVENT_STREAM = "text/event-stream"
+
+#: When to come back to a store or a queue that did not answer.
+_RETRY_JOBS_S = 5
 
 #: Headers that belong to one hop, or that the server writes itself.
 _NOT_PASSED_ON = frozenset({"connection", "content-length", "content-type", "date", "keep-alive", "server",
@@ -60,6 +76,26 @@ def reply_of(error: CallError) -> Reply:
         return error_reply(507, text, code="budget_exceeded")
     code = "replica_died" if isinstance(error, ReplicaDied) else "workload_unavailable"
     return error_reply(503, text, code=code, headers=_retry_after(1 if isinstance(error, ReplicaDied) else 5))
+
+
+def reply_of_job(error: JobError) -> Reply:
+    """The OpenAI-shaped reply for a request about jobs, batches or files that could not be granted.
+
+    What the store or the queue said is for the operator's log: it names buckets and projects.
+    """
+    if isinstance(error, RequestRefused):
+        return error_reply(error.status, str(error), param=error.param, code=error.code)
+    if isinstance(error, StoreUnavailable | SourceUnavailable):
+        what, code = (
+            ("store", "store_unavailable") if isinstance(error, StoreUnavailable) else ("queue", "queue_unavailable")
+        )
+        text = f"the jobs' {what} does not answer; nothing was lost, send the request again in {_RETRY_JOBS_S} seconds"
+        return error_reply(503, text, code=code, headers=_retry_after(_RETRY_JOBS_S))
+    if isinstance(error, IdentityConflict):
+        return error_reply(409, str(error), code="identity_conflict")
+    if isinstance(error, MalformedJob):
+        return error_reply(400, str(error), code="malformed_job")
+    return error_reply(500, "what is kept about this can't be read; the gateway's log has the request's id and why")
 
 
 async def while_connected(

@@ -21,8 +21,9 @@ from starlette.exceptions import HTTPException
 
 import cotenant
 from cotenant.calls import BY_URL, JSON_TYPE, Backend, Call, Directory, Reply, Served, StreamedReply, error_reply
+from cotenant.calls.desk import Desk
 from cotenant.config.model import Gateway
-from cotenant.errors import CallError, Overloaded, ReplicaDied, UnknownWorkload, WorkloadUnavailable
+from cotenant.errors import CallError, JobError, Overloaded, ReplicaDied, UnknownWorkload, WorkloadUnavailable
 from cotenant.gateway import openapi
 from cotenant.gateway.answers import (
     CLIENT_GONE,
@@ -31,9 +32,11 @@ from cotenant.gateway.answers import (
     ReplyAnswer,
     StreamAnswer,
     reply_of,
+    reply_of_job,
     while_connected,
 )
 from cotenant.gateway.bodies import MULTIPART, form_json, media_type, parse_json, parse_multipart, read_body
+from cotenant.gateway.desk_routes import NO_JOBS, add_desk_routes
 from cotenant.gateway.edge import Edge
 from cotenant.gateway.keys import Keyring
 from cotenant.gateway.visit import visit_of
@@ -50,9 +53,19 @@ _STATUS_TIMEOUT_S = 5.0
 
 
 def create_app(
-    directory_source: DirectorySource, backend: Backend, gateway: Gateway, keys: Keyring, metrics: GatewayMetrics
+    directory_source: DirectorySource,
+    backend: Backend,
+    gateway: Gateway,
+    keys: Keyring,
+    metrics: GatewayMetrics,
+    *,
+    desk: Desk | None = None,
+    no_desk: str = NO_JOBS,
 ) -> FastAPI:
-    """The gateway's app. Serves whatever `directory_source` says at the moment of each request."""
+    """The gateway's app. Serves whatever `directory_source` says at the moment of each request.
+
+    Files, batches and jobs are asked of `desk`; without one their routes answer 404 with the text `no_desk`.
+    """
     app = FastAPI(
         title="cotenant",
         version=cotenant.__version__,
@@ -60,7 +73,8 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    door = _Door(directory_source, backend, int(gateway.max_body_mib * 2**20), metrics)
+    max_body_bytes = int(gateway.max_body_mib * 2**20)
+    door = _Door(directory_source, backend, max_body_bytes, metrics)
     for url, name in (("/v1/chat/completions", "chat"), ("/v1/completions", "completions")):
         app.add_api_route(url, door.language, methods=["POST"], name=name, **openapi.operation(url))
     app.add_api_route("/v1/models", door.models, methods=["GET"], tags=["models"])
@@ -69,13 +83,20 @@ def create_app(
     for url, name in (("/v1/images/generations", "generate images"), ("/v1/images/edits", "edit images")):
         app.add_api_route(url, door.image, methods=["POST"], name=name, **openapi.operation(url))
     app.add_api_route(TEMPLATES_URL, door.templates, methods=["GET"], tags=["mockups"])
+    add_desk_routes(app, desk, max_body_bytes, no_desk=no_desk)
     for url, endpoint in (("/healthz", door.healthz), ("/readyz", door.readyz), ("/metrics", door.metrics)):
         app.add_api_route(url, endpoint, methods=["GET"], tags=["operation"])
         app.add_api_route(url, endpoint, methods=["HEAD"], include_in_schema=False)
 
-    async def refused(_: Request, error: Exception) -> Response:
+    async def refused(request: Request, error: Exception) -> Response:
         if isinstance(error, Refused):
             return ReplyAnswer(error.reply)
+        if isinstance(error, JobError):
+            reply = reply_of_job(error)
+            if reply.status >= 500:
+                told = {"request_id": visit_of(request.scope).request_id, "reason": str(error)}
+                event(LOG, "desk_failed", level=logging.WARNING, error=error, **told)
+            return ReplyAnswer(reply)
         if isinstance(error, ClientGone):
             return ReplyAnswer(Reply(CLIENT_GONE, b""))  # for the log and the counts: nobody is there to read it
         return ReplyAnswer(reply_of(error if isinstance(error, CallError) else WorkloadUnavailable("failed")))
@@ -83,7 +104,7 @@ def create_app(
     async def not_served(request: Request, error: Exception) -> Response:
         return ReplyAnswer(_not_served(app, request, error))
 
-    for kind in (Refused, ClientGone, CallError):
+    for kind in (Refused, ClientGone, CallError, JobError):
         app.add_exception_handler(kind, refused)
     app.add_exception_handler(HTTPException, not_served)
     app.add_middleware(Edge, keys=keys, metrics=metrics)

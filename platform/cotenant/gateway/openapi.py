@@ -6,6 +6,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from cotenant.gateway.desk_openapi import SCHEMAS
+
 _MODEL = {"type": "string", "description": "A name that GET /v1/models lists."}
 _STREAM = {"type": "boolean", "default": False, "description": "Answer with server-sent events."}
 _ARTWORK = {"type": "string", "description": "PNG, JPEG or WebP up to 20 MB: base64, a data URL or an http(s) URL."}
@@ -134,10 +136,13 @@ def install(app: FastAPI) -> None:
 
     def described() -> dict[str, Any]:
         schema = generate()
-        schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
+        components = schema.setdefault("components", {})
+        schemes = components.setdefault("securitySchemes", {})
         if not schemes:
             schemes["key"] = {"type": "http", "scheme": "bearer", "description": "Your API key."}
             schema["security"] = [{"key": []}]
+            if "/v1/jobs" in schema["paths"]:
+                components.setdefault("schemas", {}).update(SCHEMAS)
         return schema
 
     app.openapi = described  # type: ignore[method-assign]

@@ -29,13 +29,23 @@ class Errand:
 
     def message(self) -> Message:
         data = json.dumps({"kind": self.kind, "tenant": self.tenant, "id": self.id}).encode()
-        return Message(data, {"kind": self.kind, "tenant": self.tenant})
+        return Message(data, self.attributes)
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """The attributes of its message."""
+        return {"kind": self.kind, "tenant": self.tenant}
 
     @classmethod
     def of(cls, delivery: Delivery) -> Errand:
         """Raises MalformedJob for a message that is no errand."""
+        return cls.parse(delivery.data)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Errand:
+        """The errand that a message's data names. Raises MalformedJob for what is none."""
         try:
-            raw = json.loads(delivery.data)
+            raw = json.loads(data)
             if not isinstance(raw, Mapping) or raw["kind"] not in ("batch", "webhook"):
                 raise ValueError("kind needs to be batch or webhook")
             return cls(raw["kind"], str(raw["tenant"]), str(raw["id"]))
@@ -47,11 +57,15 @@ class Clerk(Protocol):
     """Runs errands. Every method may raise StoreUnavailable and SourceUnavailable, and is called again then."""
 
     async def advance(self, errand: Errand) -> float | None:
-        """Take an errand as far as it goes now. Seconds until the next look at it; None when it is done.
+        """Take an errand as far as it goes now. Seconds until the next look at it; None when it is done, or put off.
 
         Raises:
             MalformedJob: there is no such thing, and never will be.
         """
+        ...
+
+    async def tick(self) -> None:
+        """Called now and then: bring back errands that were put off."""
         ...
 
     async def job_ended(self, job: Job, result: Result) -> None:

@@ -18,6 +18,8 @@ from cotenant.jobs.source import Delivery, JobSource
 
 #: Acks wait so long for others: a lease has seconds left when its job is done.
 ACK_LINGER_S = 0.03
+#: A lane whose pull has waited longer than this has no backlog.
+BUSY_S = 0.25
 
 
 class Holding:
@@ -29,17 +31,22 @@ class Holding:
         self.changed = asyncio.Event()
         """Set whenever there may be more room than before."""
         self.pulling = False
-        self.busy = False
-        """Whether the last pull brought anything."""
+        self._brought = False
+        self._asked_at = 0.0
         self.set_up = False
         self._clock = clock
         self._leases = Leases(lease_s)
         self._acks = Batcher[str](source.ack, linger_s=ACK_LINGER_S, clock=clock)
         self._abandoned: list[str] = []
 
+    @property
+    def busy(self) -> bool:
+        """Whether the last pull brought something, and the present one does not wait long."""
+        return self._brought and not (self.pulling and self._clock.now() - self._asked_at > BUSY_S)
+
     async def pull(self, limit: int) -> Sequence[Delivery]:
         """Up to `limit` messages, leased. Never to be cancelled while `pulling`. Raises SourceUnavailable."""
-        asked_at = self._clock.now()
+        asked_at = self._asked_at = self._clock.now()
         self.pulling = True
         try:
             if not self.set_up:
@@ -53,7 +60,7 @@ class Holding:
         finally:
             self.pulling = False
         self._leases.hold((delivery.ack_id for delivery in deliveries), asked_at)
-        self.busy = bool(deliveries)
+        self._brought = bool(deliveries)
         return deliveries
 
     async def extend(self) -> None:

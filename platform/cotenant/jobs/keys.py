@@ -8,14 +8,21 @@ platform's own; no segment of a stranger's name does.
     <tenant>/files/<file id>.json, .data          a file of `/v1/files`: its record, its content
     <tenant>/batches/<batch id>.json              a batch of `/v1/batches`
     <tenant>/jobs/<job id>.json                   a job that was submitted by itself
+    <tenant>/idempotency/<key>.json               which job an Idempotency-Key stands for
     <tenant>/webhooks/<webhook id>.json           a webhook: where to, tries so far, delivered or not
+    <tenant>/by-age/<kind>/<time>-<id>            that a batch or a job is listed; the newest sorts first
+    <tenant>/active/<batch id>                    that a batch is being seen through
     <tenant>/<batch>/manifest.json                what the batch consists of
+    <tenant>/<batch>/progress.json                how far the batch is; replaced as it goes
+    <tenant>/<batch>/closing.json                 how the batch ends (completed, cancelled, expired), decided once
+    <tenant>/<batch>/ended.json                   the batch's last word, written once
     <tenant>/<batch>/results/<custom_id>.json     the visible result of a job
     <tenant>/<batch>/outputs/<custom_id>-<hash>   a large reply, before the result that refers to it
     <tenant>/<batch>/attempts/<custom_id>.json    the attempts of a job that failed
     <tenant>/<batch>/dead/<custom_id>.json        why a job was given up; a result, if one comes, counts more
     _cancelled/<tenant>/<batch>[/<custom_id>]     that a batch or a job is not wanted any more
     _queued/<workload>/<time>-<job id>            jobs submitted by themselves that have no result yet, oldest first
+    _put-off/<time>-<hash>                        an errand that is to be taken up again then, the first one first
     _boards/<ingress>.json                        what an ingress is at, renewed as it changes
     _lanes/<workload>                             that the workload has, or had, a topic of its own
 """
@@ -29,6 +36,7 @@ from cotenant.jobs.model import BodyRef, Identity, digest
 BOARDS = "_boards"
 CANCELLED = "_cancelled"
 LANES = "_lanes"
+PUT_OFF = "_put-off"
 QUEUED = "_queued"
 
 
@@ -84,6 +92,41 @@ def batches_prefix(tenant: str) -> str:
     return f"{segment(tenant)}/batches"
 
 
+def progress_key(tenant: str, batch_id: str) -> str:
+    return f"{batch_prefix(tenant, batch_id)}/progress.json"
+
+
+def closing_key(tenant: str, batch_id: str) -> str:
+    return f"{batch_prefix(tenant, batch_id)}/closing.json"
+
+
+def ended_key(tenant: str, batch_id: str) -> str:
+    return f"{batch_prefix(tenant, batch_id)}/ended.json"
+
+
+def active_key(tenant: str, batch_id: str) -> str:
+    """Key that says that a batch is being seen through."""
+    return f"{active_prefix(tenant)}/{segment(batch_id)}"
+
+
+def active_prefix(tenant: str) -> str:
+    return f"{segment(tenant)}/active"
+
+
+def listed_key(tenant: str, kind: str, at_s: float, id: str) -> str:
+    """Key by which a batch or a job is found in the list of its kind. `at_s` is Unix time."""
+    return f"{listed_prefix(tenant, kind)}/{newest_first(at_s)}-{segment(id)}"
+
+
+def listed_prefix(tenant: str, kind: str) -> str:
+    return f"{segment(tenant)}/by-age/{kind}"
+
+
+def newest_first(at_s: float) -> str:
+    """Thirteen digits for a Unix time that sort the later one first."""
+    return f"{10**13 - 1 - round(at_s * 1000):013d}"
+
+
 def job_key(tenant: str, job_id: str) -> str:
     """Key of the record of a job that was submitted by itself."""
     return f"{jobs_prefix(tenant)}/{segment(job_id)}.json"
@@ -91,6 +134,11 @@ def job_key(tenant: str, job_id: str) -> str:
 
 def jobs_prefix(tenant: str) -> str:
     return f"{segment(tenant)}/jobs"
+
+
+def idempotency_key(tenant: str, key: str) -> str:
+    """Key of the claim on an Idempotency-Key."""
+    return f"{segment(tenant)}/idempotency/{segment(key)}.json"
 
 
 def webhook_key(tenant: str, webhook_id: str) -> str:
@@ -114,6 +162,16 @@ def queued_key(workload: str, queued_at_s: float, job_id: str) -> str:
 
 def queued_prefix(workload: str) -> str:
     return f"{QUEUED}/{segment(workload)}"
+
+
+def put_off_key(due_at_s: float, errand: bytes) -> str:
+    """Key of an errand that is to be taken up at `due_at_s` (Unix time)."""
+    return f"{PUT_OFF}/{round(due_at_s * 1000):015d}-{digest(errand)[:32]}"
+
+
+def put_off_until(key: str) -> float:
+    """The time in a `put_off_key`."""
+    return int(key.rsplit("/", 1)[1].split("-", 1)[0]) / 1000
 
 
 def board_key(ingress: str) -> str:

@@ -25,14 +25,16 @@ from functools import partial
 from cotenant.calls import Backend, Call, Directory, Reply
 from cotenant.config import Jobs
 from cotenant.errors import CotenantError, MalformedJob, SourceUnavailable, StoreUnavailable
+from cotenant.jobs.census import Census
 from cotenant.jobs.clock import Clock, SystemClock
 from cotenant.jobs.errand import Clerk, Errand
-from cotenant.jobs.holding import Holding
+from cotenant.jobs.holding import BUSY_S, Holding
 from cotenant.jobs.lanes import CLERK, MAIN, Lanes, lane_of, workload_of
 from cotenant.jobs.model import Job, Result
+from cotenant.jobs.publishing import LanePublisher
 from cotenant.jobs.records import Board, Records, WorkloadPace
 from cotenant.jobs.settlement import TABLE, Action, Outcome, Settlement, settle
-from cotenant.jobs.slots import room, slot_limits
+from cotenant.jobs.slots import SETTLING_AT_MOST, ahead, room, slot_limits
 from cotenant.jobs.source import Delivery
 from cotenant.jobs.store import ResultStore
 from cotenant.jobs.work import Caller, Edges, Phase, Steps, Work, names
@@ -40,6 +42,7 @@ from cotenant.telemetry.logs import event
 
 STATUS_EVERY_S = 2.0
 WATCH_EVERY_S = 1.0
+PUT_OFF_EVERY_S = 10.0
 #: A board is renewed this often though nothing on it changed; see `records.BOARD_STALE_S`.
 BOARD_AT_LEAST_EVERY_S = 5.0
 MAX_BACKOFF_S = 15.0
@@ -80,6 +83,9 @@ class NoClerk:
     async def advance(self, errand: Errand) -> float | None:
         raise MalformedJob(f"nobody here runs errands such as {errand.kind}")
 
+    async def tick(self) -> None:
+        return None
+
     async def job_ended(self, job: Job, result: Result) -> None:
         return None
 
@@ -106,10 +112,11 @@ class Pump:
         self._backend = backend
         self._clock = clock or SystemClock()
         self._holdings: dict[str, Holding] = {}
-        home = self._open(MAIN).source
-        edges = Edges(home, store, backend, clerk or NoClerk(), caller or self._alone)
-        self._steps = Steps(jobs, edges, directory, self._clock, self._has_room_besides, self._notify)
+        self._clerk = clerk or NoClerk()
+        edges = Edges(LanePublisher(jobs, lanes).publish, store, backend, self._clerk, caller or self._alone)
+        self._steps = Steps(jobs, edges, directory, self._clock, has_room=self._has_room_besides, counts=self._counts)
         self._held: dict[asyncio.Task[None], Work] = {}
+        self._census = Census()
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._beats: dict[str, float] = {}
         self._last_of_key: dict[tuple[str, str], asyncio.Future[bool]] = {}
@@ -126,6 +133,7 @@ class Pump:
         self._begin("leases", self._extend)
         self._begin("status", self._learn_status)
         self._begin("watch", self._watch)
+        self._begin("put-off", self._bring_back)
         self._pull_from_all()
 
     def reconfigure(self, directory: Directory) -> None:
@@ -213,13 +221,25 @@ class Pump:
             self._begin(f"pull{lane}", partial(self._pull, holding))
 
     def _room(self, workload: str, besides: Work | None = None) -> int:
-        held = [work for work in self._held.values() if work.workload == workload and work is not besides]
+        """Room of a workload; with `besides` as if that work of its were not held."""
+        mine = besides is not None and besides.workload == workload
         return room(
             slots=self._steps.slots.limit(workload),
-            look_ahead=self._jobs.look_ahead,
-            undone=sum(work.undone for work in held),
-            held=len(held),
+            look_ahead=self._ahead(workload),
+            undone=self._census.undone(workload) - (mine and besides is not None and besides.undone),
+            held=self._census.held(workload) - mine,
         )
+
+    def _ahead(self, workload: str) -> int:
+        slots = self._steps.slots
+        mean_s = slots.mean_s(workload)
+        return ahead(slots=slots.limit(workload), look_ahead=self._jobs.look_ahead, mean_s=mean_s)
+
+    def _worth_a_pull(self, workload: str, room: int) -> int:
+        """The room, unless enough is at hand and a little later one pull does for several."""
+        slots = self._steps.slots
+        enough = slots.waiting(workload) >= slots.limit(workload)
+        return 0 if enough and room < self._ahead(workload) // 2 else room
 
     def _room_for_main(self, workload: str, besides: Work | None = None) -> int:
         """Room of a workload that jobs of the main lane may take: none while it has a backlog in its own lane."""
@@ -230,18 +250,27 @@ class Pump:
 
     def _wanted(self, lane: str) -> int:
         """Messages to pull from a lane now."""
-        of_lane = [work for work in self._held.values() if work.lane == lane]
+        census = self._census
         served = {served.name for served in self._steps.directory.workloads}
         workload = workload_of(lane)
         if lane == CLERK:
-            return ERRANDS_AT_ONCE - len(of_lane)
+            return ERRANDS_AT_ONCE - census.held_of_lane(lane)
         if workload is not None and workload not in served:
-            return STRAYS_AT_ONCE - len(of_lane)
+            return STRAYS_AT_ONCE - census.held_of_lane(lane)
         # Of what was just pulled it is not known yet whose it is.
-        unknown = sum(not work.workload and work.undone for work in of_lane)
+        unknown = census.unknown_of_lane(lane)
         if workload is not None:
-            return self._room(workload) - unknown
-        return sum(self._room_for_main(name) for name in served) - unknown
+            return self._worth_a_pull(workload, self._room(workload) - unknown)
+        # What can't be moved because its lane's topic does not answer stays here; it is bounded too.
+        most = sum(self._steps.slots.limit(name) + self._ahead(name) for name in served)
+        bound = 2 * most - max(census.undone_of_lane(lane), census.held_of_lane(lane) - SETTLING_AT_MOST)
+        rooms = (self._worth_a_pull(name, self._room_for_main(name)) for name in served)
+        return min(sum(rooms) - unknown, bound)
+
+    def _counts(self, work: Work) -> None:
+        self._census.note(work)
+        if not work.undone:
+            self._notify()
 
     def _notify(self) -> None:
         for holding in self._holdings.values():
@@ -276,10 +305,23 @@ class Pump:
         want = self._wanted(holding.lane)
         if want <= 0:
             holding.changed.clear()
-            await holding.changed.wait()
+            # Whether a lane is busy changes with time alone.
+            busy = holding.lane == MAIN and any(other.busy for other in self._holdings.values())
+            await self._change(holding, BUSY_S if busy else None)
             return
         for delivery in await holding.pull(want):
             self._hold(delivery, holding)
+
+    async def _change(self, holding: Holding, timeout_s: float | None) -> None:
+        """Wait until there may be more room, or a time has passed."""
+        changed = asyncio.ensure_future(holding.changed.wait())
+        timer = asyncio.ensure_future(self._clock.sleep(timeout_s)) if timeout_s is not None else None
+        waits = {changed} if timer is None else {changed, timer}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def _extend(self) -> None:
         await self._clock.sleep(self._jobs.lease_s / 8)
@@ -323,6 +365,10 @@ class Pump:
             await self._records.put_board(board)
             self._board = board
 
+    async def _bring_back(self) -> None:
+        await self._clock.sleep(PUT_OFF_EVERY_S)
+        await self._clerk.tick()
+
     def _board_now(self) -> Board:
         ids: dict[Phase, list[str]] = {phase: [] for phase in Phase}
         for work in self._held.values():
@@ -355,6 +401,7 @@ class Pump:
         turn = self._turn_of_key(work)
         task = asyncio.create_task(self._see_through(work, holding, turn), name=f"job-{delivery.message_id}")
         self._held[task] = work
+        self._census.note(work)
         task.add_done_callback(self._let_go)
 
     def _turn_of_key(self, work: Work) -> asyncio.Future[bool] | None:
@@ -369,6 +416,7 @@ class Pump:
 
     def _let_go(self, task: asyncio.Task[None]) -> None:
         work = self._held.pop(task)
+        self._census.drop(work)
         self._holdings[work.lane].release(work.delivery.ack_id, settled=work.settled)
         self._steps.forget(work)
         if work.ended_in_order is not None:
@@ -379,7 +427,7 @@ class Pump:
         self._notify()
 
     async def _hand_back(self) -> None:
-        for holding in self._holdings.values():
+        for holding in list(self._holdings.values()):  # a lane may be opened meanwhile
             count = await holding.hand_back()
             if count:
                 self.settled[Outcome.HANDED_BACK] += count
@@ -387,7 +435,7 @@ class Pump:
     async def _see_through(self, work: Work, holding: Holding, before: asyncio.Future[bool] | None) -> None:
         """Advance `work` until it is settled. Broken in a way nobody foresaw, it is given back."""
         try:
-            if before is not None and not await before:
+            if before is not None and not await asyncio.shield(before):
                 # The one before it comes again, and so must this one, after it.
                 await self._give_back(work, holding, Settlement(Outcome.HANDED_BACK, Action.RETRY))
                 return
@@ -413,6 +461,7 @@ class Pump:
             if settlement.outcome is Outcome.EXHAUSTED:
                 work.reason = f"gave up after {len(work.attempts)} attempts, the last: {work.reason}"
             work.given_up, work.holds = settlement.outcome, 0
+            self._counts(work)
             return False
         if settlement.action is Action.ACK:
             try:

@@ -23,7 +23,10 @@ BOARD_STALE_S = 15.0
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job that was submitted by itself; times are Unix time."""
+    """A job that was submitted by itself; times are Unix time.
+
+    `request_sha256` is the hash of the whole request, by which a repeated one is told from another.
+    """
 
     identity: Identity
     url: str
@@ -31,6 +34,8 @@ class JobRecord:
     created_at_s: float
     sha256: str
     wishes: Wishes = field(default_factory=Wishes)
+    metadata: Mapping[str, str] | None = None
+    request_sha256: str = ""
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -106,12 +111,20 @@ class Records:
             return record if there is None else JobRecord.load(there)
         if record.wishes.queued_at_s is not None:
             place = keys.queued_key(record.workload, record.wishes.queued_at_s, identity.job_id)
-            await self._objects.put(place, b"")
+            await self._objects.put(place, json.dumps(asdict(identity)).encode())
         return record
 
     async def job(self, tenant: str, job_id: str) -> JobRecord | None:
         data = await self._objects.get(keys.job_key(tenant, job_id))
         return None if data is None else JobRecord.load(data)
+
+    async def at_place(self, place: str) -> Identity | None:
+        """Whose place in a queue this is, by its key."""
+        data = await self._objects.get(place)
+        try:
+            return None if data is None else Identity(**json.loads(data))
+        except (ValueError, TypeError):
+            return None
 
     async def leave_queue(self, workload: str, identity: Identity, queued_at_s: float) -> None:
         """The job has ended: it is in nobody's way any more."""

@@ -17,6 +17,19 @@ from cotenant.jobs.turns import FairShare, Turn
 #: Jobs of one workload, beyond twice its room, that may be done and wait for their result to be kept and told of.
 SETTLING_AT_MOST = 128
 
+#: What is held ahead of the slots lasts so long, where jobs are short; but no more jobs than this.
+AHEAD_S, AHEAD_AT_MOST = 0.25, 64
+
+
+def ahead(*, slots: int, look_ahead: int, mean_s: float) -> int:
+    """Jobs to hold beyond the slots: a fixed few, and where jobs take milliseconds enough to last while one pulls.
+
+    Args:
+        mean_s: mean seconds of a job lately; 0 if unknown.
+    """
+    short = min(AHEAD_AT_MOST, int(slots * AHEAD_S / mean_s)) if mean_s > 0 else 0
+    return max(look_ahead, short)
+
 
 def slot_limits(directory: Directory, status: Mapping[str, WorkloadStatus], *, ingresses: int = 1) -> dict[str, int]:
     """This ingress's slots by workload: its part of the running replicas' slots.
@@ -89,17 +102,17 @@ class Slots:
             await mine
         except asyncio.CancelledError:
             if mine.done() and not mine.cancelled():
-                self.give(workload, tenant, 0.0)
+                self.give(workload, tenant, 0.0, answered=False)
             else:
                 line.waiting.remove((turn, mine))
                 line.share.left(tenant)
             raise
 
-    def give(self, workload: str, tenant: str, seconds: float) -> None:
-        """The job that had the slot is over, having taken so long."""
+    def give(self, workload: str, tenant: str, seconds: float, *, answered: bool = True) -> None:
+        """The job that had the slot is over, having taken so long; `answered` is whether its workload replied."""
         line = self._line(workload)
         line.running -= 1
-        line.share.ended(tenant, seconds)
+        line.share.ended(tenant, seconds, answered=answered)
         line.share.left(tenant)
         line.wake(self.limit(workload))
 

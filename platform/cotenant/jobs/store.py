@@ -15,13 +15,13 @@ from __future__ import annotations
 import json
 import mimetypes
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from cotenant.calls import Reply
 from cotenant.errors import IdentityConflict, JobError, MalformedJob, StoreUnavailable
 from cotenant.jobs import keys
 from cotenant.jobs.keys import dead_key, result_key
-from cotenant.jobs.model import BodyRef, Identity, Job, ObjectRef, Result, digest
+from cotenant.jobs.model import MAX_INLINE_BYTES, BodyRef, Identity, Job, ObjectRef, Result, digest
 from cotenant.jobs.objects import Objects, absolute_store, open_objects
 
 __all__ = ["Attempt", "Marks", "ResultStore", "absolute_store", "dead_key", "open_store", "result_key"]
@@ -117,6 +117,12 @@ class ResultStore:
         ref = BodyRef(digest(body), len(body))
         await self.objects.create(keys.input_key(tenant, ref), body)
         return ref
+
+    async def by_reference(self, job: Job) -> Job:
+        """The job as its message carries it: with a large body put into the store."""
+        if job.body is None or len(job.body) <= MAX_INLINE_BYTES:
+            return job
+        return replace(job, body=None, body_ref=await self.put_body(job.identity.tenant, job.body))
 
     async def body(self, job: Job) -> bytes:
         """The body of a job, fetched if it lies here.

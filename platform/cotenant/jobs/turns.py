@@ -60,19 +60,25 @@ class FairShare:
     def began(self, tenant: str) -> None:
         self._running[tenant] += 1
 
-    def ended(self, tenant: str, seconds: float) -> None:
-        """A job that had begun is over, having taken so long."""
+    def ended(self, tenant: str, seconds: float, *, answered: bool = True) -> None:
+        """A job that had begun is over, having taken so long; one that was not answered says nothing of the mean."""
         self._running[tenant] -= 1
         if not self._running[tenant]:
             del self._running[tenant]
         self._used_s[tenant] = self._used_s.get(tenant, 0.0) + seconds
-        self.mean_s = seconds if not self.mean_s else (1 - _LATEST) * self.mean_s + _LATEST * seconds
+        if answered:
+            self.mean_s = seconds if not self.mean_s else (1 - _LATEST) * self.mean_s + _LATEST * seconds
 
     def first(self, waiting: Sequence[Turn]) -> int:
         """Index of the turn that is next. `waiting` must not be empty."""
-        return min(range(len(waiting)), key=lambda index: self._rank(waiting[index]))
+        had_s = {tenant: self._had_s(tenant) for tenant in {turn.tenant for turn in waiting}}
 
-    def _rank(self, turn: Turn) -> tuple[float, float, float, int]:
-        had_s = self._used_s.get(turn.tenant, 0.0) + self._running[turn.tenant] * (self.mean_s or 1.0)
-        deadline = math.inf if turn.deadline_at_s is None else turn.deadline_at_s
-        return (-turn.priority, had_s, deadline, turn.arrived)
+        def rank(index: int) -> tuple[float, float, float, int]:
+            turn = waiting[index]
+            deadline = math.inf if turn.deadline_at_s is None else turn.deadline_at_s
+            return (-turn.priority, had_s[turn.tenant], deadline, turn.arrived)
+
+        return min(range(len(waiting)), key=rank)
+
+    def _had_s(self, tenant: str) -> float:
+        return self._used_s.get(tenant, 0.0) + self._running[tenant] * (self.mean_s or 1.0)

@@ -12,13 +12,20 @@ import enum
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from cotenant.calls import JSON_TYPE, Backend, Call, Directory, Reply, Served, WorkloadStatus, error_reply
 from cotenant.config import Jobs
-from cotenant.errors import CotenantError, DeadlineExceeded, StoreUnavailable, UnknownWorkload, WorkloadUnavailable
+from cotenant.errors import (
+    CotenantError,
+    DeadlineExceeded,
+    RequestRefused,
+    StoreUnavailable,
+    UnknownWorkload,
+    WorkloadUnavailable,
+)
 from cotenant.jobs.batcher import Batcher
 from cotenant.jobs.clock import Clock
 from cotenant.jobs.errand import Clerk, Errand
@@ -44,14 +51,17 @@ from cotenant.jobs.model import (
     result_line,
 )
 from cotenant.jobs.records import Records
+from cotenant.jobs.references import resolve_files
 from cotenant.jobs.settlement import TABLE, Outcome, of_error, of_reply
 from cotenant.jobs.slots import Slots
-from cotenant.jobs.source import Delivery, JobSource, Message
+from cotenant.jobs.source import Delivery, Message
 from cotenant.jobs.store import Attempt, Marks, ResultStore
 from cotenant.telemetry.logs import event
 
 #: The backend keeps the deadline; this much later we stop believing that it does.
 DEADLINE_GRACE_S = 30.0
+#: After so long a wait for a slot it is looked again whether another ingress has done the job meanwhile.
+LOOK_AGAIN_AFTER_S = 1.0
 #: Result messages wait so long for others.
 MESSAGE_LINGER_S = 0.01
 #: Pub/Sub's limits on the attributes of a message.
@@ -120,9 +130,9 @@ class Work:
 
 @dataclass
 class Edges:
-    """What the steps are taken against. `home` publishes; every lane's source publishes to any topic."""
+    """What the steps are taken against. `publish` takes any topic's short name."""
 
-    home: JobSource
+    publish: Callable[[str, Sequence[Message]], Awaitable[object]]
     store: ResultStore
     backend: Backend
     clerk: Clerk
@@ -138,10 +148,15 @@ class Steps:
         edges: Edges,
         directory: Directory,
         clock: Clock,
+        *,
         has_room: Callable[[str, Work], bool],
-        more_room: Callable[[], None],
+        counts: Callable[[Work], None],
     ) -> None:
-        """`has_room` says whether a workload can take on a job besides those held; `more_room` is told of a change."""
+        """
+        Args:
+            has_room: whether a workload can take on a work besides those held.
+            counts: told of a work that counts differently now: its workload is known, or it is done.
+        """
         self.directory = directory
         self.slots = Slots()
         self.status: Mapping[str, WorkloadStatus] = {}
@@ -154,7 +169,7 @@ class Steps:
         self._records = Records(edges.store.objects)
         self._clock = clock
         self._has_room = has_room
-        self._more_room = more_room
+        self._counts = counts
         self._owners: dict[Identity, Work] = {}
         self._publishers: dict[str, Batcher[Message]] = {}
 
@@ -217,7 +232,7 @@ class Steps:
             elif (outcome := await self._call(work, job)) is not None:
                 return outcome
         work.phase = Phase.SETTLING
-        self._more_room()
+        self._counts(work)
         await self._settle(work, job)
         return work.ended
 
@@ -246,7 +261,7 @@ class Steps:
         workload = work.workload or workload_of(work.lane)
         if job.wishes.queued_at_s is not None and workload:
             await self._records.leave_queue(workload, job.identity, job.wishes.queued_at_s)
-        if work.ended is Outcome.CANCELLED:
+        if work.ended is Outcome.CANCELLED or job.identity in self.marks:
             await self._store.forget_cancelled(job.identity)
         work.told = True
 
@@ -256,6 +271,7 @@ class Steps:
         parsed = parse_body(body)
         served = self.directory.route(job.url, parsed)
         work.workload = served.name
+        self._counts(work)
         if job.identity in self.marks:
             work.cancelled = True
         if parsed.get("stream"):
@@ -289,13 +305,18 @@ class Steps:
             return await work.calling, Outcome.DONE
         except _Expired:
             return None, Outcome.EXPIRED
+        except _Overtaken:
+            return None, Outcome.IN_PROGRESS
+        except RequestRefused as error:
+            return error_reply(error.status, str(error), param=error.param, code=error.code), Outcome.REFUSED
         except asyncio.CancelledError:
             if not work.cancelled:
                 raise
             return None, Outcome.CANCELLED
-        except (WorkloadUnavailable, DeadlineExceeded, UnknownWorkload):
-            # The directory knows the workload, so one that is not there (yet) is down, and not the job's fault.
-            if await self._is_ready(served):
+        except (WorkloadUnavailable, DeadlineExceeded, UnknownWorkload) as error:
+            # The directory knows the workload, so one that is not there (yet) is down, and not the job's fault; it
+            # may have come up between the call and this look at it.
+            if await self._is_ready(served) and not isinstance(error, UnknownWorkload):
                 raise
             work.reason = self._why_not_ready(served)
             return None, Outcome.NOT_READY
@@ -306,22 +327,29 @@ class Steps:
     async def _in_turn(self, work: Work, served: Served, job: Job, body: bytes) -> Reply:
         """Wait for a slot, and for the reply."""
         tenant, wishes = job.identity.tenant, job.wishes
+        asked = self._clock.now()
         await self.slots.take(served.name, tenant, priority=wishes.priority, deadline_at_s=wishes.deadline_at_s)
-        began = self._clock.now()
+        began, answered = self._clock.now(), False
         try:
             if wishes.deadline_at_s is not None and self._clock.unix_s() > wishes.deadline_at_s:
                 raise _Expired
+            if began - asked > LOOK_AGAIN_AFTER_S and await self._store.result_of(job) is not None:
+                raise _Overtaken
+            body, files = await resolve_files(self._store.objects, tenant, body)
             work.phase = Phase.RUNNING
-            return await self._reply(work, served, job, body)
+            reply = await self._reply(work, served, job, body, files)
+            answered = True
+            return reply
         finally:
             seconds = self._clock.now() - began
             self.seconds[served.name, tenant] += seconds
-            self.slots.give(served.name, tenant, seconds)
+            self.slots.give(served.name, tenant, seconds, answered=answered)
 
-    async def _reply(self, work: Work, served: Served, job: Job, body: bytes) -> Reply:
+    async def _reply(self, work: Work, served: Served, job: Job, body: bytes, files: Mapping[str, bytes]) -> Reply:
         call = Call(
             url=job.url,
             body=body,
+            files=files,
             # Mockups as they are: base64 inside JSON would have to be undone to store them. The image routes answer
             # in OpenAI's form, as its batches do.
             accept="image/*" if served.kind == "mockup" else JSON_TYPE,
@@ -375,7 +403,7 @@ class Steps:
         publisher = self._publishers.get(topic)
         if publisher is None:
             publisher = Batcher[Message](
-                lambda messages: self._edges.home.publish(topic, messages),
+                lambda messages: self._edges.publish(topic, messages),
                 linger_s=MESSAGE_LINGER_S,
                 clock=self._clock,
             )
@@ -401,6 +429,10 @@ class Steps:
 
 class _Expired(Exception):
     """The job's turn came after its deadline."""
+
+
+class _Overtaken(Exception):
+    """When the job's turn came it had its result already."""
 
 
 def dead_letter(work: Work, topic: str) -> Message:

@@ -46,19 +46,31 @@ def node_resources(platform: Platform, pool: str) -> dict[str, float]:
 
 def serve_config(platform: Platform, plan: Plan) -> dict[str, Any]:
     """The config that `serve deploy` (or the dashboard's REST interface) takes, as plain data."""
-    applications = [_workload(name, workload, plan) for name, workload in platform.workloads.items()]
+    applications = [
+        _workload(name, workload, plan, ingresses=platform.jobs.ingresses)
+        for name, workload in platform.workloads.items()
+    ]
     applications.append(_gateway(platform))
     if platform.jobs.ingresses:
         applications.append(_ingress(platform))
     return {"proxy_location": "Disabled", "applications": applications}
 
 
-def _workload(name: str, workload: Workload, plan: Plan) -> dict[str, Any]:
+def admitted(slots: int, *, ingresses: int) -> int:
+    """Calls that Serve lets into a replica of `slots`.
+
+    Each ingress sends batch jobs for that many slots; as much interactive work has room beside all of them, so it
+    never waits in the router for a job to end. The replica decides who works (`engines.admission`).
+    """
+    return slots * (1 + max(1, ingresses))
+
+
+def _workload(name: str, workload: Workload, plan: Plan, *, ingresses: int) -> dict[str, Any]:
     booking = plan.workloads[name]
     deployment: dict[str, Any] = {
         "name": "Replica",
         **_replicas(workload),
-        "max_ongoing_requests": workload.slots,
+        "max_ongoing_requests": admitted(workload.slots, ingresses=ingresses),
         "max_queued_requests": workload.queue,
         # Serve rounds the percentage up to whole replicas, and the plan has room for one.
         "max_surge_percent": max(1, 100 // workload.replicas.max) if plan.has_surge_room(name) else 0,
@@ -79,7 +91,10 @@ def _workload(name: str, workload: Workload, plan: Plan) -> dict[str, Any]:
 
 
 def _replicas(workload: Workload) -> dict[str, Any]:
-    """A fixed number, or bounds for Serve's autoscaler, aiming at replicas that are busy but have no queue."""
+    """A fixed number, or bounds for Serve's autoscaler, aiming at replicas whose slots are busy but have no queue.
+
+    The target counts slots, not what Serve lets in: what waits in a replica for a slot is a queue.
+    """
     replicas = workload.replicas
     if replicas.min == replicas.max:
         return {"num_replicas": replicas.min}
@@ -112,7 +127,7 @@ def _resources(workload: Workload, booking: Booking) -> dict[str, Any]:
 
 
 def _gateway(platform: Platform) -> dict[str, Any]:
-    arguments = {"gateway": platform.gateway.model_dump(mode="json")}
+    arguments = {name: getattr(platform, name).model_dump(mode="json") for name in ("gateway", "jobs")}
     return _door(platform, "gateway", replicas=platform.gateway.replicas, arguments=arguments)
 
 

@@ -55,26 +55,30 @@ class Wire(asyncio.Transport):
 
 
 class Net:
-    """Dials relays in memory. Holds the wires of every connection made, in order."""
+    """Dials relays in memory. Holds the wires of every connection made, in order, and those of the way back."""
 
     def __init__(self, server: RelayServer) -> None:
         self._server = server
         self.wires: list[Wire] = []
+        self.backs: list[Wire] = []
         self.connections: list[Connection] = []
 
     async def dial(self, address: Address) -> Connection:
         await asyncio.sleep(0)
-        wire, incoming, outgoing = Wire(), self._server.accept(), Connection(address.token)
+        wire, back, incoming, outgoing = Wire(), Wire(), self._server.accept(), Connection(address.token)
 
         def lost() -> None:
             incoming.connection_lost(None)
             outgoing.connection_lost(None)
 
         wire.deliver = incoming.data_received  # type: ignore[attr-defined]
+        back.deliver = outgoing.data_received
         wire.on_close = lost
-        incoming.connection_made(wire)
+        back.on_close = wire.close
+        incoming.connection_made(back)
         outgoing.connection_made(wire)
         self.wires.append(wire)
+        self.backs.append(back)
         self.connections.append(outgoing)
         return outgoing
 
@@ -184,6 +188,7 @@ async def test_a_wrong_token_gets_no_frame_through(server: RelayServer, net: Net
     [
         pytest.param(struct.pack("!BQI", 2, 1, MAX_FRAME_BYTES + 1), id="too long"),
         pytest.param(struct.pack("!BQI", 9, 1, 0), id="unknown kind"),
+        pytest.param(struct.pack("!BQI", 5, 1, 0), id="a kind that only readers send"),
         pytest.param(struct.pack("!BQI", 1, 1, 2) + b"[]", id="a start that isn't one"),
         pytest.param(struct.pack("!BQI", 1, 1, 3) + b"\xff{]", id="a start that isn't JSON"),
     ],
@@ -194,7 +199,7 @@ async def test_a_connection_that_breaks_the_protocol_is_dropped(
     stream = server.open()
     await sender.open(target_of(server, stream))
     net.wires[0].write(frame)
-    assert net.wires[0].closed
+    assert net.backs[0].closed
 
 
 async def test_a_lost_connection_ends_its_streams_and_no_others(server: RelayServer, net: Net) -> None:
@@ -328,6 +333,68 @@ async def test_frames_for_a_closed_stream_are_dropped(server: RelayServer, sende
     await turn()
     assert server.streams == 0
     with pytest.raises(WorkloadUnavailable):
+        await stream.read()
+
+
+async def test_what_a_reader_tells_reaches_the_call_that_answers_it_and_no_other(
+    server: RelayServer, sender: RelaySender
+) -> None:
+    streams = [server.open() for _ in range(2)]
+    sinks = [await sender.open(target_of(server, stream)) for stream in streams]
+    heard: list[tuple[int, bytes]] = []
+    for number, sink in enumerate(sinks):
+        sink.on_tell = lambda data, number=number: heard.append((number, data))  # type: ignore[misc]
+        sink.start(HEAD)
+    await turn()
+    streams[1].tell(b"one")
+    streams[0].tell(b"two")
+    streams[1].tell(b"three")
+    await turn()
+    assert heard == [(1, b"one"), (0, b"two"), (1, b"three")]
+
+
+async def test_what_is_told_before_the_stream_has_started_arrives_when_it_has(
+    server: RelayServer, sender: RelaySender
+) -> None:
+    stream = server.open()
+    stream.tell(b"early")
+    sink = await sender.open(target_of(server, stream))
+    heard: list[bytes] = []
+    sink.on_tell = heard.append
+    stream.tell(b"bird")
+    await turn()
+    assert heard == []
+    sink.start(HEAD)
+    await turn()
+    assert heard == [b"early", b"bird"]
+
+
+async def test_what_is_told_to_a_call_that_has_ended_is_dropped(server: RelayServer, sender: RelaySender) -> None:
+    stream = server.open()
+    sink = await sender.open(target_of(server, stream))
+    sink.start(HEAD)
+    sink.end()
+    await turn()
+    stream.tell(b"late")
+    del sink
+    other = server.open()
+    other_sink = await sender.open(target_of(server, other))
+    other_sink.start(HEAD)
+    other_sink.end()
+    assert await other.read() == b""
+
+
+async def test_a_gateway_that_breaks_the_protocol_is_hung_up_on(
+    server: RelayServer, sender: RelaySender, net: Net
+) -> None:
+    stream = server.open()
+    sink = await sender.open(target_of(server, stream))
+    sink.start(HEAD)
+    await turn()
+    net.backs[0].write(struct.pack("!BQI", 9, 1, 0))
+    await turn()
+    assert net.wires[0].closed
+    with pytest.raises(ReplicaDied):
         await stream.read()
 
 

@@ -231,7 +231,10 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     assert run("paln").exit_code == 2
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan"], ["plan", "--json"], ["compile"], ["schema"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["jobs", "--help"], ["dead", "--help"], ["plan"], ["plan", "--json"], ["compile"], ["schema"]],
+)
 def test_light_commands_import_nothing_heavy_and_answer_at_once(arguments: list[str]) -> None:
     program = (
         "import sys\n"

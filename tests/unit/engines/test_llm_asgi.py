@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from starlette.applications import Starlette
@@ -14,6 +14,7 @@ from starlette.routing import Route
 from cotenant.calls import Call
 from cotenant.calls.relay import RelayClosed, Start
 from cotenant.engines.llm import asgi
+from cotenant.engines.llm.turns import INTERACTIVE, rank
 
 pytestmark = pytest.mark.unit
 
@@ -186,3 +187,24 @@ async def test_an_application_that_breaks_ends_the_stream_without_its_secrets(en
     assert sink.chunks == [b"one"]
     assert not sink.ended
     assert sink.errors == ["the engine broke off the response: RuntimeError"]
+
+
+async def test_the_application_is_told_of_a_job_beside_the_request_and_only_of_that_one() -> None:
+    ranks: list[tuple[str, int]] = []
+
+    async def app(scope: asgi.Message, receive: object, send: Callable[[asgi.Message], Awaitable[None]]) -> None:
+        async def told() -> int:
+            await asyncio.sleep(0)
+            return asgi.RANK.get()
+
+        ranks.append((scope["path"], await asyncio.create_task(told())))
+        await send({"type": "http.response.start", "status": 200})
+
+    body = b'{"priority": 7}'
+    await asyncio.gather(
+        asgi.answer(app, Call("/job", body, batch=True)),
+        asgi.answer(app, Call("/chat", body)),
+        asgi.answer_into(app, Call("/streamed job", body, batch=True), ListSink()),
+    )
+    assert dict(ranks) == {"/job": rank(batch=True), "/chat": INTERACTIVE, "/streamed job": rank(batch=True)}
+    assert asgi.RANK.get() == INTERACTIVE

@@ -72,6 +72,13 @@ def test_the_platform_file_decides_context_slots_and_type() -> None:
     assert arguments["enforce_eager"] is True
 
 
+@pytest.mark.parametrize("argument", ["scheduling_policy", "scheduler_cls"])
+def test_what_puts_interactive_requests_before_jobs_cannot_be_set(argument: str) -> None:
+    assert engine_arguments("writer", spec(), BUNDLED, ON_CPU, SMOL)["scheduling_policy"] == "priority"
+    with pytest.raises(PlanError, match=f"writer: llm.engine sets {argument}, but here interactive .* drop it"):
+        engine_arguments("writer", spec(engine={argument: "fcfs"}), BUNDLED, ON_CPU, SMOL)
+
+
 @pytest.mark.parametrize("argument", ["model", "served_model_name", "max_model_len", "max_num_seqs", "dtype"])
 def test_an_engine_argument_that_another_key_decides_is_refused(argument: str) -> None:
     with pytest.raises(PlanError, match=f"writer: llm.engine sets {argument}"):

@@ -11,6 +11,7 @@ import httpx
 
 from cotenant.calls import Call, Directory, InMemoryBackend, Reply, Served, StreamedReply
 from cotenant.calls.backend import Handler
+from cotenant.calls.desk import Desk
 from cotenant.config.model import Gateway
 from cotenant.gateway.app import create_app
 from cotenant.gateway.keys import Keyring, load_keys
@@ -52,11 +53,14 @@ class House:
     gateway: Gateway = field(default_factory=Gateway)
     slots: int = 2
     queue: int = 8
+    desk: Desk | None = None
 
     def __post_init__(self) -> None:
         self.backend = InMemoryBackend(self.handlers, slots=self.slots, queue=self.queue)
         self.metrics = GatewayMetrics()
-        self.app = create_app(lambda: self.directory, self.backend, self.gateway, self.keys, self.metrics)
+        self.app = create_app(
+            lambda: self.directory, self.backend, self.gateway, self.keys, self.metrics, desk=self.desk
+        )
 
     def client(self, **headers: str) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(self.app)

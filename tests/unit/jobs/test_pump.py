@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cotenant.calls import Call, Reply, WorkloadStatus, error_reply
+from cotenant.calls import Call, Directory, Reply, Served, WorkloadStatus, error_reply
 from cotenant.errors import (
     DeadlineExceeded,
     Overloaded,
@@ -21,11 +21,12 @@ from cotenant.errors import (
     WorkloadUnavailable,
 )
 from cotenant.jobs.lanes import MAIN, lane_of
-from cotenant.jobs.model import MAX_INLINE_BYTES, Identity
+from cotenant.jobs.model import MAX_INLINE_BYTES, Identity, Result, error_line
 from cotenant.jobs.pump import STUCK_AFTER_S
 from cotenant.jobs.settlement import Outcome
 from cotenant.jobs.source import Message
-from tests.contracts.jobs_house import chat, echo, render
+from cotenant.jobs.work import Phase
+from tests.contracts.jobs_house import DIRECTORY, chat, echo, render
 from tests.contracts.pump_house import JOBS, World, failing, kill
 
 pytestmark = pytest.mark.unit
@@ -95,6 +96,24 @@ async def test_the_same_job_twice_at_once_is_worked_on_once() -> None:
     await world.settled()
     assert calls == 1
     assert world.pump.settled == {Outcome.DONE: 1, Outcome.ALREADY_DONE: 2}
+
+
+async def test_a_job_that_another_ingress_did_while_it_waited_here_is_not_run_again() -> None:
+    handler, calls = failing()
+
+    async def slow(call: Call) -> Reply:
+        await world.clock.sleep(5)
+        return handler(call)  # type: ignore[return-value]
+
+    world = World({"mockups": slow})
+    await world.publish(*[render(f"r{n}") for n in range(3)])
+    world.pump.start()
+    await world.until(lambda: world.pump.stats().running == 2 and world.pump.stats().waiting == 1)
+    (late,) = [work.job for work in world.pump._held.values() if work.phase is Phase.WAITING and work.job is not None]
+    await world.store.create_result(Result(late.identity, late.sha256, error_line(late.identity, "cancelled", "")))
+    await world.settled()
+    assert late.identity.job_id not in calls
+    assert world.pump.settled == {Outcome.DONE: 2, Outcome.ALREADY_DONE: 1}
 
 
 async def test_another_job_under_a_taken_identity_is_a_dead_letter_and_never_gets_the_wrong_result() -> None:
@@ -300,6 +319,16 @@ async def test_a_workload_that_is_not_ready_holds_its_jobs_without_spending_atte
     assert world.pump.settled == {Outcome.DONE: 1}
 
 
+async def test_a_workload_that_comes_up_right_after_a_call_found_it_missing_costs_no_job() -> None:
+    handler, calls = failing(UnknownWorkload("its application is not there yet"))
+    world = World({"writer": handler})
+    await world.publish(chat("early"))
+    world.pump.start()
+    await world.settled()
+    assert (world.dead, sum(calls.values())) == ([], 2)
+    assert world.pump.settled == {Outcome.DONE: 1}
+
+
 async def test_jobs_of_a_workload_that_is_down_do_not_keep_others_from_getting_through() -> None:
     world = World({"mockups": failing(*[WorkloadUnavailable("down")] * 10_000)[0]})
     world.backend.down["mockups"] = "crashed"
@@ -328,6 +357,19 @@ async def test_no_more_is_held_than_slots_and_look_ahead_take() -> None:
         assert stats.waiting + stats.running <= room
         await world.clock.advance(0.25)
     assert len(world.store.results) == 60
+
+
+async def test_jobs_that_can_not_be_moved_to_their_lane_are_not_hoarded() -> None:
+    world = World({"mockups": failing(*[WorkloadUnavailable("down")] * 10_000)[0]})
+    world.backend.down["mockups"] = "crashed"
+    world.lanes.down.add("jobs.mockups")
+    await world.publish(*[render(f"r{n}") for n in range(200)])
+    world.pump.start()
+    await world.clock.advance(120)
+    assert world.pump.stats().waiting <= 2 * (4 + 2 + 2 * JOBS.look_ahead)
+    world.lanes.down.clear()
+    await world.publish(chat("behind them"))
+    await world.until(lambda: world.announced == ["behind them"], within_s=60)
 
 
 async def test_a_job_longer_than_its_lease_is_not_delivered_again() -> None:
@@ -414,6 +456,28 @@ async def test_a_drain_while_a_pull_is_on_its_way_hands_back_what_it_brings() ->
     await world.until(draining.done, within_s=10)
     (delivery,) = await pull(1)
     assert delivery.attempt == 2
+
+
+async def test_a_lane_that_is_opened_while_a_drain_hands_back_does_not_end_the_drain() -> None:
+    async def endless(call: Call) -> Reply:
+        await world.clock.sleep(1e6)
+        return echo(call)
+
+    world = World({"writer": endless})
+    await world.publish(chat("one"))
+    nack = world.source.nack
+
+    async def nack_meanwhile(ack_ids: Sequence[str], delay_s: float = 0.0) -> None:
+        world.pump.reconfigure(Directory((*DIRECTORY.workloads, Served("sculptor", "llm", models=("stone",)))))
+        await nack(ack_ids, delay_s)
+
+    world.source.nack = nack_meanwhile  # type: ignore[method-assign]
+    world.pump.start()
+    await world.until(lambda: world.pump.stats().running == 1)
+    draining = asyncio.create_task(world.pump.drain(0))
+    await world.until(draining.done, within_s=30)
+    await draining
+    assert len(await world.source.pull(1)) == 1
 
 
 async def test_a_pump_that_stands_still_is_found_out() -> None:

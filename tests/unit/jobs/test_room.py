@@ -10,7 +10,7 @@ import pytest
 from cotenant.calls import WorkloadStatus
 from cotenant.jobs.batcher import Batcher
 from cotenant.jobs.leases import Leases
-from cotenant.jobs.slots import SETTLING_AT_MOST, Slots, room, slot_limits
+from cotenant.jobs.slots import SETTLING_AT_MOST, Slots, ahead, room, slot_limits
 from tests.contracts.jobs_house import DIRECTORY
 
 pytestmark = pytest.mark.unit
@@ -43,6 +43,19 @@ def test_ingresses_share_the_slots_evenly_and_none_has_no_slot(ingresses: int, w
 )
 def test_only_what_free_slots_and_the_look_ahead_take_is_pulled(undone: int, held: int, want: int) -> None:
     assert room(slots=6, look_ahead=2, undone=undone, held=held) == want
+
+
+@pytest.mark.parametrize(
+    ("slots", "mean_s", "jobs"),
+    [
+        pytest.param(8, 0.0, 2, id="nothing known"),
+        pytest.param(2, 1.4, 2, id="renders"),
+        pytest.param(8, 0.05, 40, id="short jobs"),
+        pytest.param(8, 0.001, 64, id="hardly any work"),
+    ],
+)
+def test_so_many_short_jobs_are_held_as_last_while_one_pulls(slots: int, mean_s: float, jobs: int) -> None:
+    assert ahead(slots=slots, look_ahead=2, mean_s=mean_s) == jobs
 
 
 async def test_slots_are_given_in_turn_and_a_cancelled_wait_costs_none() -> None:

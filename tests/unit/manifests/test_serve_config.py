@@ -70,10 +70,22 @@ def test_a_fixed_number_of_replicas_is_no_autoscaling() -> None:
 
 
 def test_a_range_of_replicas_is_autoscaling_within_it() -> None:
-    _, config = shipped("prod")
+    platform, config = shipped("prod")
     scaling = deployment(config, "writer")["autoscaling_config"]
     assert (scaling["min_replicas"], scaling["max_replicas"]) == (1, 8)
-    assert 1 <= scaling["target_ongoing_requests"] <= deployment(config, "writer")["max_ongoing_requests"]
+    assert 1 <= scaling["target_ongoing_requests"] <= platform.workloads["writer"].slots
+
+
+@pytest.mark.parametrize(("ingresses", "beside"), [(0, 2), (1, 2), (3, 4)])
+def test_interactive_calls_have_room_in_a_replica_that_batch_jobs_fill(ingresses: int, beside: int) -> None:
+    """Every ingress sends jobs for all slots. The autoscaler's target counts slots, whatever is let in."""
+    platform, _ = shipped("prod")
+    platform = platform.model_copy(update={"jobs": platform.jobs.model_copy(update={"ingresses": ingresses})})
+    config = serve_config(platform, plan(platform))
+    for name, workload in platform.workloads.items():
+        assert deployment(config, name)["max_ongoing_requests"] == beside * workload.slots
+        scaling = deployment(config, name).get("autoscaling_config")
+        assert scaling is None or scaling["target_ongoing_requests"] == max(1.0, 0.75 * workload.slots)
 
 
 def test_an_update_starts_the_next_replica_first_only_where_the_plan_has_room() -> None:
@@ -114,7 +126,8 @@ def test_arguments_rebuild_into_the_models_they_came_from() -> None:
     )
     assert LlmSpec.model_validate(application(config, "writer")["args"]["spec"]) == platform.workloads["writer"].llm
     assert Gateway.model_validate(application(config, "gateway")["args"]["gateway"]) == platform.gateway
-    assert Jobs.model_validate(application(config, "ingress")["args"]["jobs"]) == platform.jobs
+    for door in ("gateway", "ingress"):
+        assert Jobs.model_validate(application(config, door)["args"]["jobs"]) == platform.jobs
     assert application(config, "writer")["args"]["terms"]["vram_gib"] == 12
     assert application(config, "writer")["args"]["terms"]["accelerator"] == "nvidia-l4"
 

@@ -31,6 +31,8 @@ from cotenant.errors import EnvironmentFault
 OBJECT_STORE_BYTES = 512 * 2**20
 #: Zero lets the kernel choose, so two Rays on one machine never claim the same port.
 WORKER_PORTS = (0, 0)
+#: The largest message between Serve's processes: the largest request body and the largest reply, with room.
+GRPC_MESSAGE_BYTES = 2**30
 START_TIMEOUT_S = 90.0
 #: Ray may take so long to stop by itself; it waits for detached actors, of which each node has one, the GPU agent.
 STOP_TIMEOUT_S = 4.0
@@ -164,6 +166,8 @@ def ray_environment(token: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Serve's replicas do not follow that switch; deployments/loopback.py does.
         "COTENANT_LOOPBACK_ONLY": "1",
+        # Calls and replies go by Serve's gRPC, and pictures are larger than its 4 MiB (deployments/handles.py).
+        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(GRPC_MESSAGE_BYTES),
     }
 
 

@@ -5,6 +5,7 @@ Weights are only ever read from safetensors, and no code that comes with a model
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,6 +92,20 @@ def tasks(pipe: Any, *, bundled: bool) -> tuple[dict[Task, Any], Abilities]:
             by_task[task] = made
     traits = {task: Traits.of(_defaults(type(made))) for task, made in by_task.items()}
     return by_task, Abilities(name, family, traits, _default_px(pipe))
+
+
+def twin(pipe: Any) -> Any:
+    """Another pipeline over the same weights that can run while a run of `pipe` is halfway.
+
+    What a run changes is its pipeline object and the schedulers; the rest is shared.
+    """
+    import diffusers  # noqa: PLC0415
+
+    other = copy.copy(pipe)
+    for name, part in pipe.components.items():
+        if isinstance(part, diffusers.SchedulerMixin):
+            setattr(other, name, copy.deepcopy(part))
+    return other
 
 
 def is_module(part: object) -> bool:

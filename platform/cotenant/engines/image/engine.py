@@ -5,6 +5,9 @@ one's pictures happen on others meanwhile. Every picture is a ticket; when the p
 oldest ticket and those of equal shape (`batching` says which those are, and why a picture whose seed the caller
 chose is denoised alone). Sleep and wake wait in the same line as the tickets, so what was asked before a sleep is
 finished before it. A caller who goes away frees the pipeline at the next step, unless others wait for that batch.
+
+Interactive pictures go before those of batch jobs and are never denoised together with them: they are done between
+two steps of a batch job's pictures (`precedence`), and one of the helpers is kept free of batch jobs.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,8 +52,9 @@ from cotenant.engines.pictures.encode import encoded
 from cotenant.engines.pictures.fetch import Fetcher
 from cotenant.engines.pictures.refusal import BadRequest
 from cotenant.engines.pictures.source import Url
+from cotenant.engines.precedence import Standing, Threads, priority_of
 from cotenant.errors import CallError
-from cotenant.gpu.terms import Terms, Tier
+from cotenant.gpu.terms import Priority, Terms, Tier
 from cotenant.telemetry.logs import event
 
 LOG = logging.getLogger("cotenant.image")
@@ -73,6 +77,7 @@ class _Ticket:
 
     shape: Shape
     subject: Subject
+    priority: Priority
     request_id: str
     gone: threading.Event
     made: Future[Made] = field(default_factory=Future)
@@ -100,18 +105,23 @@ class ImageEngine:
         self.progress: Progress | None = None
         self._fetcher = fetcher or Fetcher.from_environment()
         self._pipeline = Pipeline(spec, terms, home_folder or home())
-        self._denoiser = ThreadPoolExecutor(1, "image-denoise")
-        self._helpers = ThreadPoolExecutor(2, "image-file")
+        self._denoiser = Threads("image-denoise")
+        self._helpers = Threads("image-file", 3, for_batch=2)
         self._waiting: list[_Ticket] = []
         self._line = threading.Lock()
         self._numbers = itertools.count(1)
         self._closing = False
         if load:
-            self._denoiser.submit(self._wake).result()
+            self._denoiser.fence(self._wake).result()
 
     @property
     def tier(self) -> Tier:
         return self._pipeline.tier
+
+    @property
+    def standing(self) -> Standing:
+        """What waits for the pipeline and what it works on, by class; every picture that waits is a piece of work."""
+        return self._denoiser.standing
 
     def memory_bytes(self) -> int:
         """What the engine holds of its budget by its own account: torch's reserve on a GPU, the weights on a CPU."""
@@ -119,12 +129,12 @@ class ImageEngine:
 
     async def sleep(self, tier: Tier) -> None:
         """Finish what was asked before, then give memory back: ASLEEP or COLD."""
-        await asyncio.get_running_loop().run_in_executor(self._denoiser, self._pipeline.park, tier)
+        await asyncio.wrap_future(self._denoiser.fence(functools.partial(self._pipeline.park, tier)))
         event(LOG, "image_engine_parked", workload=self.terms.workload, tier=tier.value)
 
     async def wake(self) -> None:
         """Be resident; returns when calls can be answered. Raises as the constructor does, and is then cold."""
-        await asyncio.get_running_loop().run_in_executor(self._denoiser, self._wake)
+        await asyncio.wrap_future(self._denoiser.fence(self._wake))
 
     def close(self) -> None:
         """Lets go of the threads; what is being denoised ends at the next step, what waits is dropped."""
@@ -134,8 +144,8 @@ class ImageEngine:
             ticket.gone.set()
             ticket.made.cancel()
         self._closing = True
-        self._denoiser.shutdown(wait=True, cancel_futures=True)
-        self._helpers.shutdown(wait=False, cancel_futures=True)
+        self._denoiser.close()
+        self._helpers.close(wait=False)
 
     async def call(self, call: Call, lease: Lease = FREE) -> Reply:
         """Answers POST /v1/images/generations and /v1/images/edits; every mistake of the caller's is a 4xx reply.
@@ -167,8 +177,9 @@ class ImageEngine:
             return error_reply(500, "the picture could not be made; the log has the reason", code="generation_failed")
 
     async def _pictures(self, call: Call, kind: type[GenerationRequest], lease: Lease) -> Reply:
-        request = await self._beside(parse, call.body, kind)
-        decoded = await self._all_decoded(request, call.files)
+        priority = priority_of(call)
+        request = await self._beside(priority, parse, call.body, kind)
+        decoded = await self._all_decoded(request, call.files, priority)
         # OpenAI's answer is JSON; the picture itself is for who asks for one, and one at a time.
         as_json = request.count > 1 or "image/" not in call.accept.lower() or wants_json(call.accept)
         async with lease():
@@ -176,11 +187,11 @@ class ImageEngine:
             if self.tier is not Tier.RESIDENT or abilities is None:
                 raise _not_awake()
             task = shapes.task_of(request, abilities)
-            edit = await self._edit(request, task, decoded, abilities)
+            edit = await self._edit(request, task, decoded, abilities, priority)
             shape, subjects = self._subjects(request, task, edit, abilities)
             made = await self._made(shape, subjects, call, mixing=shapes.mixes(request, abilities, edit.images))
         finish = functools.partial(_finished, request, edit.first)
-        files = await asyncio.gather(*(self._beside(finish, one) for one in made))
+        files = await asyncio.gather(*(self._beside(priority, finish, one) for one in made))
         seeds = [subject.seed for subject in subjects]
         headers = {"x-image-seed": str(seeds[0])}
         if not as_json:
@@ -203,7 +214,7 @@ class ImageEngine:
                 for (file, _), seed, flag in zip(files, seeds, (one.flagged for one in made), strict=True)
             ],
         }
-        return Reply(200, await self._beside(_json, answer), JSON_TYPE, headers)
+        return Reply(200, await self._beside(priority, _json, answer), JSON_TYPE, headers)
 
     def _subjects(
         self, request: GenerationRequest, task: Task, edit: _Images, abilities: shapes.Abilities
@@ -224,15 +235,22 @@ class ImageEngine:
         )
         return shape, [replace(subject, seed=first_seed + index) for index in range(request.count)]
 
-    async def _all_decoded(self, request: GenerationRequest, files: Mapping[str, bytes]) -> list[Image.Image]:
+    async def _all_decoded(
+        self, request: GenerationRequest, files: Mapping[str, bytes], priority: Priority
+    ) -> list[Image.Image]:
         """The images of an edit in order, its mask last, fetched and decoded. Raises BadRequest."""
         if not isinstance(request, EditRequest):
             return []
         given = dict(request.sources) | ({"mask": request.mask} if request.mask is not None else {})
-        return [await self._decoded(one, files, name) for name, one in given.items()]
+        return [await self._decoded(one, files, name, priority) for name, one in given.items()]
 
     async def _edit(
-        self, request: GenerationRequest, task: Task, decoded: list[Image.Image], abilities: shapes.Abilities
+        self,
+        request: GenerationRequest,
+        task: Task,
+        decoded: list[Image.Image],
+        abilities: shapes.Abilities,
+        priority: Priority,
     ) -> _Images:
         """The images and the mask of an edit, fitted. Raises BadRequest."""
         if not isinstance(request, EditRequest):
@@ -241,40 +259,44 @@ class ImageEngine:
         size = None if request.sides is None else edits.exact_size(request.sides, 0, limits)
         shapes.require_images(len(request.sources), task, abilities)
         mask = decoded.pop() if request.mask is not None else None
-        first = await self._beside(edits.prepared, decoded[0], mask, size, limits)
-        return _Images(first, tuple([await self._beside(edits.reference, image, limits) for image in decoded[1:]]))
+        first = await self._beside(priority, edits.prepared, decoded[0], mask, size, limits)
+        further = [await self._beside(priority, edits.reference, image, limits) for image in decoded[1:]]
+        return _Images(first, tuple(further))
 
     def _limits(self, abilities: shapes.Abilities) -> edits.Limits:
         return edits.Limits(self.spec.max_size_px, abilities.family.multiple, abilities.family.least_px)
 
-    async def _decoded(self, picture: Picture, files: Mapping[str, bytes], name: str) -> Image.Image:
-        source = await self._beside(picture_source, picture, files, name)
+    async def _decoded(
+        self, picture: Picture, files: Mapping[str, bytes], name: str, priority: Priority
+    ) -> Image.Image:
+        source = await self._beside(priority, picture_source, picture, files, name)
         data = await self._fetcher.fetch(source.url, name) if isinstance(source, Url) else source
-        return await self._beside(decode, data, name)
+        return await self._beside(priority, decode, data, name)
 
     async def _made(self, shape: Shape, subjects: list[Subject], call: Call, *, mixing: bool) -> list[Made]:
         """The pictures, once the pipeline has had time for them."""
-        gone = threading.Event()
+        gone, priority = threading.Event(), priority_of(call)
+        shapes_of_each = [shape if mixing else replace(shape, alone=next(self._numbers)) for _ in subjects]
         tickets = [
-            _Ticket(shape if mixing else replace(shape, alone=next(self._numbers)), subject, call.request_id, gone)
-            for subject in subjects
+            _Ticket(each, subject, priority, call.request_id, gone)
+            for each, subject in zip(shapes_of_each, subjects, strict=True)
         ]
         with self._line:
             self._waiting.extend(tickets)
         try:
             for _ in tickets:
-                self._denoiser.submit(self._next)
+                self._denoiser.submit(functools.partial(self._next, priority), priority)
             return await asyncio.gather(*(asyncio.wrap_future(ticket.made) for ticket in tickets))
         finally:
             gone.set()
             with self._line:
                 self._waiting = [ticket for ticket in self._waiting if ticket.gone is not gone]
 
-    def _next(self) -> None:
-        """Denoise the next batch, if anybody still waits. There is one of these in the thread's line per ticket."""
+    def _next(self, priority: Priority) -> None:
+        """Denoise the next pictures of one class, if anybody still waits. Every ticket has one of these in the line."""
         with self._line:
-            chosen = together([ticket.shape for ticket in self._waiting], self.spec.max_batch)
-            batch = [self._waiting[index] for index in chosen]
+            alike = [ticket for ticket in self._waiting if ticket.priority is priority]
+            batch = [alike[index] for index in together([ticket.shape for ticket in alike], self.spec.max_batch)]
             self._waiting = [ticket for ticket in self._waiting if ticket not in batch]
         batch = [ticket for ticket in batch if ticket.made.set_running_or_notify_cancel()]
         if batch:
@@ -283,11 +305,16 @@ class ImageEngine:
     def _denoise(self, batch: list[_Ticket]) -> None:
         shape = batch[0].shape
         ids = tuple(dict.fromkeys(ticket.request_id for ticket in batch))
+        outer = self.progress
+
+        def unwanted() -> bool:
+            return self._closing or all(ticket.gone.is_set() for ticket in batch)
 
         def step(done: int) -> None:
             self.progress = Progress(done, shape.steps, len(batch), ids)
             event(LOG, "denoise_step", level=logging.DEBUG, step=done, steps=shape.steps, pictures=len(batch))
-            if self._closing or all(ticket.gone.is_set() for ticket in batch):
+            self._denoiser.give_way(unwanted)
+            if unwanted():
                 raise Cancelled
 
         try:
@@ -299,7 +326,7 @@ class ImageEngine:
         except Exception as error:
             made = error
         finally:
-            self.progress = None
+            self.progress = outer
         if not isinstance(made, Exception):
             seconds = round(time.perf_counter() - began, 3)
             event(LOG, "pictures_made", pictures=len(batch), task=shape.task, steps=shape.steps, seconds=seconds)
@@ -328,8 +355,8 @@ class ImageEngine:
         seconds = round(time.perf_counter() - began, 3)
         event(LOG, "image_engine_ready", workload=self.terms.workload, was=before.value, seconds=seconds)
 
-    async def _beside(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._helpers, functools.partial(function, *arguments))
+    async def _beside(self, priority: Priority, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.wrap_future(self._helpers.submit(functools.partial(function, *arguments), priority))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ to the CPUs that the replica books; nothing is compiled.
 Asleep, on a GPU, the weights lie in host memory and the GPU holds no more than its context. On a CPU host memory
 *is* the budget, so asleep the weights are dropped and freed, while tokenizers, schedulers and configurations stay;
 waking reads the files again, which the page cache makes quick. Cold, nothing is held.
+
+A picture may be made between two steps of others. A run keeps its state in the pipeline object and its scheduler, so
+a run inside a run has an object and a scheduler of its own, over the same weights; nothing of the outer run changes.
 """
 
 from __future__ import annotations
@@ -80,7 +83,10 @@ class Pipeline:
         self._model = models.locate(spec.model)
         self._folder: Path | None = None
         self._pipe: Any = None
+        #: Over the same components: for a run, and for a run inside that.
         self._by_task: dict[Task, Any] = {}
+        self._inner_by_task: dict[Task, Any] = {}
+        self._runs = 0
         self._light: dict[str, Any] = {}
         self._offload: placement.Offload = "none"
         self._room_gib = terms.vram_gib
@@ -130,12 +136,16 @@ class Pipeline:
     def make(self, shape: Shape, subjects: Sequence[Subject], step: Callable[[int], None]) -> list[Made]:
         """The subjects' pictures, denoised together. `step` is told how many steps are done, and may raise Cancelled.
 
+        `step` may also make other pictures, which may not make any in their turn.
+
         Raises:
             Cancelled: as `step` does.
             Unsuitable: the pipeline refused its input before the first step.
             OutOfMemory: there was not enough; nothing of it is held any more.
         """
-        pipe = self._by_task[shape.task]
+        if self._runs > 1:
+            raise RuntimeError("there is a run inside a run already")
+        pipe = (self._inner_by_task if self._runs else self._by_task)[shape.task]
         abilities = self.abilities
         assert abilities is not None
         self._set_tiling(shape)
@@ -145,8 +155,12 @@ class Pipeline:
             nonlocal begun
             begun = True
             step(done)
+            self._set_tiling(shape)  # as a run inside this one may have it otherwise
 
         arguments = self._arguments(shape, subjects, abilities.traits[shape.task], stepped)
+        if self._runs and self._offload == "model":
+            self._pipe.maybe_free_model_hooks()  # the outer run's part is on the GPU
+        self._runs += 1
         try:
             answer = self._guarded(lambda: pipe(**arguments))
         except ValueError as error:
@@ -154,6 +168,7 @@ class Pipeline:
                 raise
             raise Unsuitable(str(error).partition("\n")[0][:300]) from error
         finally:
+            self._runs -= 1
             if self._offload == "model":
                 self._pipe.maybe_free_model_hooks()
         flags = getattr(answer, "nsfw_content_detected", None) or [False] * len(subjects)
@@ -214,6 +229,7 @@ class Pipeline:
         self._light = {name: part for name, part in pipe.components.items() if not assembly.is_module(part)}
         self._place(pipe)
         self._by_task, self.abilities = assembly.tasks(pipe, bundled=self._model.kind == "bundled")
+        self._inner_by_task = {task: assembly.twin(each) for task, each in self._by_task.items()}
         event(
             LOG,
             "pipeline_loaded",
@@ -244,7 +260,7 @@ class Pipeline:
         if tier is Tier.COLD:
             self._light = {}
         self._pipe = None
-        self._by_task = {}
+        self._by_task = self._inner_by_task = {}
         self.tier = tier
         self._free()
 

@@ -2,7 +2,8 @@
 
 vLLM's own HTTP application answers the calls, so that bodies are byte for byte what a vLLM server sends, without
 a socket or a second HTTP parse. Cancelling the awaiting task looks to the application like a client that hung
-up, which is what makes the engine drop the request.
+up, which is what makes the engine drop the request. Whether a call is a job is told beside the request, in `RANK`:
+nothing that a client sends can change it.
 """
 
 from __future__ import annotations
@@ -10,16 +11,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from cotenant.calls.relay import RelayClosed, Start
 from cotenant.calls.reply import JSON_TYPE, Call, Reply
+from cotenant.engines.llm.turns import INTERACTIVE, rank
 
 Message = MutableMapping[str, Any]
 App = Callable[
     [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],
     Awaitable[None],
 ]
+
+#: Rank of the call that is answered in this context (`turns.rank`).
+RANK: ContextVar[int] = ContextVar("rank", default=INTERACTIVE)
 
 #: How long an application may take to notice that its client hung up, before its task is cancelled.
 HANG_UP_S = 2.0
@@ -99,7 +105,9 @@ async def _run(app: App, call: Call, sink: Sink) -> None:
         elif message["type"] == "http.response.start":
             sink.start(_head(message))
 
+    outside = RANK.set(rank(batch=call.batch, priority=call.priority))
     running = asyncio.ensure_future(app(_scope(call), receive, send))
+    RANK.reset(outside)
     try:
         await asyncio.shield(running)
     except BaseException:

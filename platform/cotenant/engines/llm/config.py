@@ -32,6 +32,9 @@ _DECIDED_BY = {
     "gpu_memory_utilization": "gpu.vram_gib",
 }
 
+#: Engine arguments that the platform decides, so that interactive requests come before jobs.
+_OURS = ("scheduling_policy", "scheduler_cls")
+
 
 _MANY_GPUS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
@@ -103,9 +106,16 @@ def engine_arguments(
     for argument, decided_by in _DECIDED_BY.items():
         if argument in spec.engine:
             raise PlanError(f"{name}: llm.engine sets {argument}, which {decided_by} decides; set that and drop this")
+    for argument in _OURS:
+        if argument in spec.engine:
+            raise PlanError(
+                f"{name}: llm.engine sets {argument}, but here interactive requests come before jobs and jobs go by "
+                "their priority; drop it"
+            )
     arguments: dict[str, Any] = {
         "max_model_len": spec.context_tokens,
         "max_num_seqs": part.slots,
+        "scheduling_policy": "priority",
         "dtype": spec.dtype,
         "enable_log_requests": False,
     }

@@ -4,7 +4,7 @@
     template  GLB files as plain arrays                    studio    the light round a product, as an environment map
     variant   which Mitsuba back end works on this machine
     scene     a warm scene on the render thread            picture   light to pixels
-    engine    the calls: `MockupEngine`
+    chunks    a render as short pieces                     engine    the calls: `MockupEngine`
 
-Only `variant` and `scene` touch Mitsuba, and only once a scene is built; everything else imports without it.
+Only `variant`, `scene` and `chunks` touch Mitsuba, and only once a scene is built; everything else imports without it.
 """

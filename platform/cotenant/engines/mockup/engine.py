@@ -2,7 +2,8 @@
 
 Rendering has one thread to itself, since the renderer's state belongs to the thread that made it. Reading, decoding
 and fitting the next customer's artwork and encoding the last one's picture happen on others meanwhile, so with two
-callers the renderer hardly waits. A caller who goes away frees the renderer at the next chunk of light paths.
+callers the renderer hardly waits. Interactive renders are done between two chunks of a batch render (`precedence`),
+and one of the helpers is kept free of batch jobs. A caller who goes away frees the renderer at the next chunk.
 
 Asleep, the renderer holds no scene; what is small and slow to make (parsed templates, baked shadows) stays, so that
 waking costs a fraction of a start. Cold, that is gone too. Compiled kernels and imports stay with the process.
@@ -21,7 +22,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,20 +32,23 @@ from cotenant.engines.allocator import give_back_freed
 from cotenant.engines.lease import FREE, Lease
 from cotenant.engines.mockup import artwork, picture, template, variant
 from cotenant.engines.mockup.request import MockupRequest, artwork_source, parse
-from cotenant.engines.mockup.scene import Scene, slot_px
+from cotenant.engines.mockup.scene import Cancelled, Scene, slot_px
 from cotenant.engines.mockup.template import Floats, Template
 from cotenant.engines.pictures.accept import wants_json
 from cotenant.engines.pictures.encode import encoded
 from cotenant.engines.pictures.fetch import Fetcher
 from cotenant.engines.pictures.refusal import BadRequest
 from cotenant.engines.pictures.source import Url
+from cotenant.engines.precedence import Standing, Threads, priority_of
 from cotenant.errors import CallError
-from cotenant.gpu.terms import Tier
+from cotenant.gpu.terms import Priority, Tier
 from cotenant.telemetry.logs import event
 
 URL = "/v1/mockups"
 TEMPLATES_URL = "/v1/mockups/templates"
 SHADOWS_KEPT = 8
+#: Side of the first render of each scene: compilers are done with it, whatever the sizes that follow.
+WARM_PX = 64
 LOG = logging.getLogger("cotenant.mockup")
 T = TypeVar("T")
 
@@ -63,8 +66,8 @@ class MockupEngine:
         self.tier = Tier.COLD
         self.variant = variant.choose(spec.variant)
         self._fetcher = fetcher or Fetcher.from_environment()
-        self._renderer = ThreadPoolExecutor(1, "mockup-render")
-        self._helpers = ThreadPoolExecutor(2, "mockup-image")
+        self._renderer = Threads("mockup-render")
+        self._helpers = Threads("mockup-image", 3, for_batch=2)
         self._shadows: dict[tuple[str, int, int], Floats | None] = {}
         self._shadows_change = threading.Lock()
         self._scenes: dict[str, Scene] = {}
@@ -73,15 +76,20 @@ class MockupEngine:
         #: Baked shadows by template, kept while asleep.
         self._shadow_maps: dict[str, Floats | None] = {}
         if load:
-            self._renderer.submit(self._load).result()
+            self._renderer.fence(self._load).result()
 
     async def wake(self) -> None:
         """Load every scene, with the shadows that were kept; returns when calls can be answered."""
-        await asyncio.get_running_loop().run_in_executor(self._renderer, self._load)
+        await asyncio.wrap_future(self._renderer.fence(self._load))
 
     async def sleep(self, tier: Tier) -> None:
         """Give the renderer's memory back. Only while no call is in work."""
-        await asyncio.get_running_loop().run_in_executor(self._renderer, self._drop, tier)
+        await asyncio.wrap_future(self._renderer.fence(functools.partial(self._drop, tier)))
+
+    @property
+    def standing(self) -> Standing:
+        """What waits for the renderer and what it works on, by class."""
+        return self._renderer.standing
 
     @property
     def _scalar(self) -> bool:
@@ -99,10 +107,13 @@ class MockupEngine:
         samples = 16 if self._scalar else 128
         for name, shape in self._templates.items():
             scene = Scene(mi, shape, shadow_samples=samples, shadow_map=self._shadow_maps.get(name))
-            width, height = scene.slot_px(512, 512)
-            scene.render(np.zeros((height, width, 3), dtype=np.float32), 512, 512, samples=1, seed=0)
             scenes[name] = scene
             self._shadow_maps[name] = scene.shadow_map
+        ordinary = min(self.spec.max_samples, MockupRequest.model_fields["samples"].default)
+        for scene in scenes.values():  # with all of them loaded, since what is compiled depends on that
+            width, height = scene.slot_px(WARM_PX, WARM_PX)
+            blank = np.zeros((height, width, 3), dtype=np.float32)
+            scene.render(blank, WARM_PX, WARM_PX, samples=ordinary, seed=0)
         self._scenes, self.tier = scenes, Tier.RESIDENT
         event(
             LOG,
@@ -165,24 +176,25 @@ class MockupEngine:
 
     def close(self) -> None:
         """Lets go of the threads; renders that wait are dropped."""
-        self._renderer.shutdown(wait=True, cancel_futures=True)
-        self._helpers.shutdown(wait=False, cancel_futures=True)
+        self._renderer.close()
+        self._helpers.close(wait=False)
 
     async def _mockup(self, call: Call, lease: Lease) -> Reply:
-        request = await self._beside(parse, call.body)
+        priority = priority_of(call)
+        request = await self._beside(priority, parse, call.body)
         shape = self._template(request)
         width, height = request.pixels
-        source = await self._beside(artwork_source, request.artwork, call.files)
+        source = await self._beside(priority, artwork_source, request.artwork, call.files)
         data = await self._fetcher.fetch(source.url) if isinstance(source, Url) else source
         size = slot_px(shape, width, height, scalar=self._scalar)
-        texture = await self._beside(_texture, data, request, shape, size)
+        texture = await self._beside(priority, _texture, data, request, shape, size)
         async with lease():
             if self.tier is not Tier.RESIDENT:
                 raise BadRequest("the renderer is not awake", code="not_awake", status=503)
             scene = self._scenes[shape.name]
-            light = await self._rendered(scene, texture, request)
-            shadow = await self._beside(self._shadow, scene, width, height)
-        body = await self._beside(_encoded, light, shadow, request)
+            light = await self._rendered(scene, texture, request, priority)
+            shadow = await self._beside(priority, self._shadow, scene, width, height)
+        body = await self._beside(priority, _encoded, light, shadow, request)
         kind = f"image/{request.format}"
         headers = {"x-mockup-seed": str(request.seed), "x-mockup-variant": self.variant.name}
         if not wants_json(call.accept):
@@ -228,14 +240,20 @@ class MockupEngine:
             )
         return shape
 
-    async def _rendered(self, scene: Scene, texture: Floats, request: MockupRequest) -> Floats:
+    async def _rendered(self, scene: Scene, texture: Floats, request: MockupRequest, priority: Priority) -> Floats:
         gone = threading.Event()
         width, height = request.pixels
+
+        def between() -> None:
+            self._renderer.give_way(gone.is_set)
+            if gone.is_set():
+                raise Cancelled
+
         job = functools.partial(
-            scene.render, texture, width, height, samples=request.samples, seed=request.seed, cancelled=gone.is_set
+            scene.render, texture, width, height, samples=request.samples, seed=request.seed, between=between
         )
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._renderer, job)
+            return await asyncio.wrap_future(self._renderer.submit(job, priority))
         except asyncio.CancelledError:
             gone.set()
             raise
@@ -253,8 +271,8 @@ class MockupEngine:
             self._shadows = {**self._shadows, key: shadow}
         return shadow
 
-    async def _beside(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._helpers, functools.partial(function, *arguments))
+    async def _beside(self, priority: Priority, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.wrap_future(self._helpers.submit(functools.partial(function, *arguments), priority))
 
 
 def _texture(data: bytes, request: MockupRequest, shape: Template, size: tuple[int, int]) -> Floats:

@@ -1,19 +1,17 @@
 """A warm scene: one template loaded into Mitsuba once; per request only the artwork's pixels change.
 
 What always holds:
-  * the same artwork, size, samples and seed give the same bytes, whatever was rendered before: every render writes
-    the whole slot texture first, the pixel filter is a box, and chunks are added up in one order;
-  * a render never holds more than `PATHS_PER_CHUNK` light paths, so its memory is bounded by the chunk, not by
-    size x samples; between chunks it looks whether the caller has gone;
+  * the same artwork, size, samples and seed give the same bytes, whatever was rendered before or between two of its
+    chunks: a chunk is only rendered with the render's own artwork in the whole slot;
+  * a render holds the light paths of one chunk, so its memory is bounded by the chunk, not by size x samples;
   * everything here runs on one thread, the one that made the scene: Dr.Jit's state belongs to it.
 
 Nothing is loaded per request (repeated `load_dict` leaks, mitsuba3 issue 1890): cameras are kept per size, and when
-more than `SIZES_KEPT` sizes come by, the oldest goes together with its compiled kernel.
+more than `SIZES_KEPT` sizes come by, the oldest goes.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections import OrderedDict
 from collections.abc import Callable
 from types import ModuleType
@@ -21,13 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from cotenant.engines.mockup import studio
+from cotenant.engines.mockup import chunks, studio
 from cotenant.engines.mockup.template import SLOT, Floats, Part, Plane, Template
 
-PATHS_PER_CHUNK = 2**22
 SIZES_KEPT = 32
-#: Paths in one chunk above which the allocator's cache is given back after the render.
-LARGE_PATHS = 2**20
 SHADOW_PX = 384
 #: The shadow map reaches this many product radii to each side of the product.
 SHADOW_REACH = 3.5
@@ -38,18 +33,28 @@ class Cancelled(Exception):
     """The caller went away between two chunks."""
 
 
+def _nothing() -> None:
+    pass
+
+
 class Scene:
     """One template, ready to render. `mi` is Mitsuba with its variant set.
 
     `shadow_map` is the one that an earlier scene of the same template baked: most of what making a scene costs.
+    `paths_per_chunk` is for tests; by default it is what suits the variant.
     """
 
     def __init__(
-        self, mi: ModuleType, template: Template, *, shadow_samples: int = 128, shadow_map: Floats | None = None
+        self,
+        mi: ModuleType,
+        template: Template,
+        *,
+        shadow_samples: int = 128,
+        shadow_map: Floats | None = None,
+        paths_per_chunk: int | None = None,
     ) -> None:
         self.template = template
         self._mi = mi
-        self._dr = importlib.import_module("drjit")
         self._scalar = mi.variant().startswith("scalar")
         self._sensors: OrderedDict[tuple[int, int], Any] = OrderedDict()
         width, height = self.slot_px(0, 0)
@@ -65,6 +70,8 @@ class Scene:
         self._params = mi.traverse(self._scene)
         keys = self._params.keys()  # iterating it gives pairs, for all that it looks like a dict
         self._slot_key = next(k for k in keys if k.startswith(SLOT) and k.endswith("base_color.data"))
+        self._shown: Floats | None = None
+        self._tracer = chunks.Tracer(mi, self._scene, paths_per_chunk)
         if shadow_map is None and template.backdrop is not None:
             shadow_map = self._bake_shadow(product, light, shadow_samples)
         self.shadow_map = shadow_map
@@ -81,32 +88,24 @@ class Scene:
         *,
         samples: int,
         seed: int,
-        cancelled: Callable[[], bool] = lambda: False,
+        between: Callable[[], None] = _nothing,
     ) -> Floats:
         """(height, width, 4): linear light premultiplied by coverage, and coverage, without backdrop.
 
-        `artwork` is (h, w, 3) linear, of `slot_px`. Raises Cancelled.
+        `artwork` is (h, w, 3) linear, of `slot_px`; nobody may write to it meanwhile. `between` is called before every
+        chunk: it may render this very scene, and raise Cancelled, which ends this render.
         """
-        mi = self._mi
-        self._params[self._slot_key] = mi.TensorXf(artwork)
-        self._params.update()
-        sensor = self._sensor(width, height)
-        per_chunk = max(1, PATHS_PER_CHUNK // (width * height))
-        total: Floats | None = None
-        done = 0
-        while done < samples:
-            if cancelled():
-                raise Cancelled
-            spp = min(per_chunk, samples - done)
-            # Chunks of one render get seeds far apart, so that no two renders share a chunk's noise by accident.
-            image = mi.render(self._scene, sensor=sensor, spp=spp, seed=(seed + done * 0x9E3779B1) & 0xFFFFFFFF)
-            part = np.array(image, dtype=np.float32) * np.float32(spp / samples)
-            total = part if total is None else total + part
-            done += spp
-        if not self._scalar and width * height * min(per_chunk, samples) > LARGE_PATHS:
-            self._dr.flush_malloc_cache()
-        assert total is not None
-        return total
+
+        def before_chunk() -> None:
+            between()
+            self._show(artwork)
+
+        try:
+            return self._tracer.render(
+                self._sensor(width, height), (width, height), samples=samples, seed=seed, between=before_chunk
+            )
+        finally:
+            self._shown = None
 
     def shadow(self, width: int, height: int) -> Floats | None:
         """(height, width): how much of its light the backdrop keeps at each pixel, 1 where no shadow falls."""
@@ -131,7 +130,17 @@ class Scene:
     def drop(self) -> None:
         """Let go of everything the renderer holds for this scene. It can't be used afterwards."""
         self._sensors.clear()
+        self._tracer.drop()
         del self._params, self._scene
+
+    def _show(self, artwork: Floats) -> None:
+        """Have this artwork in the slot, and no other. Told apart by identity, which holds while it is held here."""
+        if self._shown is artwork:
+            return
+        self._shown = None
+        self._params[self._slot_key] = self._mi.TensorXf(artwork)
+        self._params.update()
+        self._shown = artwork
 
     def _sensor(self, width: int, height: int) -> Any:
         key = (width, height)
@@ -140,8 +149,6 @@ class Scene:
             return self._sensors[key]
         if len(self._sensors) >= SIZES_KEPT:
             self._sensors.popitem(last=False)
-            if not self._scalar:
-                self._dr.flush_kernel_cache()
         camera = self.template.camera
         film = {"width": width, "height": height, "pixel_format": "rgba"}
         self._sensors[key] = self._mi.load_dict(
