@@ -50,6 +50,8 @@ MAX_BACKOFF_S = 15.0
 PULL_ENDS_WITHIN_S = 15.0
 #: A loop that has not come round for this long is stuck: every wait in it is shorter.
 STUCK_AFTER_S = 180.0
+#: A lane without room looks again after this long, though nothing was heard of the workloads or of its jobs.
+LOOK_AGAIN_S = 30.0
 #: Errands held at once, and messages of a lane whose workload is gone.
 ERRANDS_AT_ONCE = 64
 STRAYS_AT_ONCE = 16
@@ -307,16 +309,17 @@ class Pump:
             holding.changed.clear()
             # Whether a lane is busy changes with time alone.
             busy = holding.lane == MAIN and any(other.busy for other in self._holdings.values())
-            await self._change(holding, BUSY_S if busy else None)
+            await self._change(holding, BUSY_S if busy else LOOK_AGAIN_S)
             return
         for delivery in await holding.pull(want):
             self._hold(delivery, holding)
 
-    async def _change(self, holding: Holding, timeout_s: float | None) -> None:
+    async def _change(self, holding: Holding, timeout_s: float) -> None:
         """Wait until there may be more room, or a time has passed."""
-        changed = asyncio.ensure_future(holding.changed.wait())
-        timer = asyncio.ensure_future(self._clock.sleep(timeout_s)) if timeout_s is not None else None
-        waits = {changed} if timer is None else {changed, timer}
+        waits = {
+            asyncio.ensure_future(holding.changed.wait()),
+            asyncio.ensure_future(self._clock.sleep(timeout_s)),
+        }
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -67,10 +67,30 @@ class Report:
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
-        whole = asdict(self)
-        whole["verdict"]["wasted_s"] = dict(self.verdict.wasted_s)
-        wasted = sum(self.verdict.wasted_s.values())
-        return {**whole, "faults_by_kind": Counter(fault.kind for fault in self.faults), "wasted_s": wasted}
+        verdict = self.verdict
+        told = {name: getattr(self, name) for name in ("jobs", "published_again", "unsure_bare", "unsettled", "took_s")}
+        return {
+            "course": asdict(self.course),
+            "cpus": os.cpu_count(),
+            **told,
+            "kinds": dict(self.kinds),
+            "ways": dict(self.ways),
+            "ends": dict(verdict.ends),
+            "wrongs": verdict.wrongs,
+            "victims": verdict.victims,
+            "repeated_messages": verdict.repeated_messages,
+            "repeated_letters": verdict.repeated_letters,
+            "runs": verdict.runs,
+            "engine_s": verdict.engine_s,
+            "wasted_s": sum(verdict.wasted_s.values()),
+            "wasted_s_by_cause": dict(verdict.wasted_s),
+            "wasted_runs_by_cause": dict(verdict.wasted_runs),
+            "recoveries": [asdict(one) for one in verdict.recoveries],
+            "jobs_per_s": self.per_s,
+            "settled_after_s": self.settled_after_s,
+            "faults_by_kind": Counter(fault.kind for fault in self.faults),
+            "faults": [asdict(fault) for fault in sorted(self.faults, key=lambda fault: fault.began_s)],
+        }
 
 
 def play(course: Course, command: EmulatorCommand, console: Console, *, keep: bool = False) -> Report:

@@ -97,7 +97,7 @@ class Court:
 
     def _judge_malformed(self, asked: Asked) -> None:
         assert asked.message is not None
-        outcomes = {letter["outcome"] for letter in self._letters[asked.message.data]}
+        outcomes = {letter["outcome"] for letter in self._letters.get(asked.message.data, [])}
         self.verdict.ends["dead:malformed"] += 1
         if outcomes != {"malformed"}:
             self.verdict.wrongs.append(f"lost: malformed {asked.ask.custom_id} ended as {outcomes}")
@@ -115,7 +115,7 @@ class Court:
     def _judge(self, asked: Asked, identity: Identity, result: Result | None) -> None:
         ask, job = asked.ask, asked.job
         assert job is not None
-        letters = self._letters[asked.message.data] if asked.message is not None else self._letters_of(identity)
+        letters = self._letters.get(asked.message.data, []) if asked.message is not None else self._letters_of(identity)
         outcomes = {letter["outcome"] for letter in letters}
         mine = result if result is not None and result.job_sha256 == job.sha256 else None
         if mine is None:

@@ -458,6 +458,24 @@ async def test_a_drain_while_a_pull_is_on_its_way_hands_back_what_it_brings() ->
     assert delivery.attempt == 2
 
 
+async def test_a_pump_full_of_long_jobs_is_well_though_nobody_tells_it_of_the_workloads() -> None:
+    async def long(call: Call) -> Reply:
+        await world.clock.sleep(1e6)
+        return echo(call)
+
+    async def silent() -> Mapping[str, WorkloadStatus]:
+        raise WorkloadUnavailable("the controller is dead")
+
+    world = World({"writer": long, "mockups": long})
+    await world.publish(*[chat(f"c{n}") for n in range(20)], *[render(f"r{n}") for n in range(20)])
+    world.pump.start()
+    await world.until(lambda: world.pump.stats().running == 6)
+    world.backend.status = silent  # type: ignore[method-assign]
+    for _ in range(2 * int(STUCK_AFTER_S)):
+        await world.clock.advance(1)
+        assert world.pump.stuck() is None
+
+
 async def test_a_lane_that_is_opened_while_a_drain_hands_back_does_not_end_the_drain() -> None:
     async def endless(call: Call) -> Reply:
         await world.clock.sleep(1e6)

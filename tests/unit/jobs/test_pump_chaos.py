@@ -74,6 +74,7 @@ class Course(RuleBasedStateMachine):
         bare=st.booleans(),
         priority=st.integers(-2, 2),
         within_s=st.none() | st.floats(0.5, 60),
+        key=st.sampled_from(["", "", "a"]),
         then_s=PAUSES_S,
     )
     def publish(
@@ -86,6 +87,7 @@ class Course(RuleBasedStateMachine):
         bare: bool,
         priority: int,
         within_s: float | None,
+        key: str,
         then_s: float,
     ) -> None:
         deadline_at_s = None if within_s is None else self.house.clock.unix_s() + within_s
