@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
 
-from cotenant.jobs.emulator import find_emulator
+from cotenant.jobs.queue.emulator import find_emulator
 from tests.acceptance.chaos.run import Course, play, show
 from tests.contracts import chaos_plans
 from tests.contracts.virtual_time import run as run_in_virtual_time

@@ -31,13 +31,13 @@ import psutil
 
 from cotenant.calls import Call, Directory, InMemoryBackend, Reply, Served, error_reply
 from cotenant.config import Jobs
-from cotenant.jobs import emulator
-from cotenant.jobs.lanes import MAIN, Lanes, lane_of, topic_of
-from cotenant.jobs.memory import MemoryLanes
-from cotenant.jobs.pubsub import PubSubLanes
-from cotenant.jobs.pump import Pump
-from cotenant.jobs.source import Message
-from cotenant.jobs.store import open_store
+from cotenant.jobs.ingress.pump import Pump
+from cotenant.jobs.queue import emulator
+from cotenant.jobs.queue.lanes import MAIN, Lanes, lane_of, topic_of
+from cotenant.jobs.queue.memory import MemoryLanes
+from cotenant.jobs.queue.pubsub import PubSubLanes
+from cotenant.jobs.queue.source import Message
+from cotenant.jobs.store.results import open_store
 
 EVERY = 5_000
 TENANTS = 50

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.jobs.emulator import find_emulator
+from cotenant.jobs.queue.emulator import find_emulator
 
 ROOT = Path(__file__).parents[2]
 #: What is broken when, and who asks for what. How it interleaves differs from run to run all the same.

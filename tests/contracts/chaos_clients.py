@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 from cotenant.calls import Directory
 from cotenant.config import Jobs
 from cotenant.errors import RequestRefused, SourceUnavailable, StoreUnavailable
+from cotenant.jobs.clerk.webhooks import webhook_check
 from cotenant.jobs.clock import Clock
-from cotenant.jobs.desk import Desk
+from cotenant.jobs.desk.desk import Desk
 from cotenant.jobs.errand import Errand
-from cotenant.jobs.lanes import CLERK, MAIN, topic_of
-from cotenant.jobs.memory import MemoryLanes
 from cotenant.jobs.model import Identity, Wishes, parse_job
-from cotenant.jobs.store import ResultStore, result_key
-from cotenant.jobs.webhooks import webhook_check
+from cotenant.jobs.queue.lanes import CLERK, MAIN, topic_of
+from cotenant.jobs.queue.memory import MemoryLanes
+from cotenant.jobs.store.results import ResultStore, result_key
 from cotenant.outbound.webhooks import Secret, Secrets
 from tests.contracts.chaos_jobs import ACCEPTED, KINDS, Sent, line_of, sent_of
 from tests.contracts.chaos_wires import Wire, WiredLanes, WiredObjects

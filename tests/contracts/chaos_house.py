@@ -18,15 +18,15 @@ from typing import TypeVar
 
 from cotenant.calls import Directory, Served
 from cotenant.config import Jobs
-from cotenant.jobs import keys
-from cotenant.jobs.clerk import Clerk
-from cotenant.jobs.grouping import Grouper
-from cotenant.jobs.lanes import CLERK, MAIN, lane_of
-from cotenant.jobs.memory import MemoryLanes
-from cotenant.jobs.pump import Pump
-from cotenant.jobs.slots import ahead
-from cotenant.jobs.store import ResultStore
-from cotenant.jobs.webhooks import Webhooks
+from cotenant.jobs.clerk.clerk import Clerk
+from cotenant.jobs.clerk.webhooks import Webhooks
+from cotenant.jobs.ingress.grouping import Grouper
+from cotenant.jobs.ingress.pump import Pump
+from cotenant.jobs.ingress.slots import ahead
+from cotenant.jobs.queue.lanes import CLERK, MAIN, lane_of
+from cotenant.jobs.queue.memory import MemoryLanes
+from cotenant.jobs.store import keys
+from cotenant.jobs.store.results import ResultStore
 from cotenant.outbound.delivery import InMemoryDeliver
 from cotenant.outbound.webhooks import ID, Answered
 from tests.contracts.chaos_clients import HOOK, SECRETS, Clients

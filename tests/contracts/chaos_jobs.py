@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cotenant.calls import Directory, Served
-from cotenant.jobs.lanes import MAIN, lane_of
 from cotenant.jobs.model import Job, parse_job
-from cotenant.jobs.source import Message
+from cotenant.jobs.queue.lanes import MAIN, lane_of
+from cotenant.jobs.queue.source import Message
 
 DIRECTORY = Directory(
     (

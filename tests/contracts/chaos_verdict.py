@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cotenant.config import Jobs
-from cotenant.jobs import keys
-from cotenant.jobs.batcher import Batcher
-from cotenant.jobs.memory import MemoryLanes
+from cotenant.jobs.ingress.batcher import Batcher
+from cotenant.jobs.ingress.pump import Pump
 from cotenant.jobs.model import Identity, Job, Result, parse_line
-from cotenant.jobs.pump import Pump
+from cotenant.jobs.queue.memory import MemoryLanes
+from cotenant.jobs.store import keys
 from cotenant.outbound.delivery import InMemoryDeliver
 from tests.contracts.chaos_clients import Accepted, Clients
 from tests.contracts.chaos_jobs import FAIL_FOR_EVER, Sent

@@ -30,9 +30,9 @@ from cotenant.errors import (
     WorkloadUnavailable,
 )
 from cotenant.jobs.clock import EPOCH_S
-from cotenant.jobs.memory import MemoryLanes, MemorySource
-from cotenant.jobs.objects import Entry, MemoryObjects
-from cotenant.jobs.source import Delivery, Message
+from cotenant.jobs.queue.memory import MemoryLanes, MemorySource
+from cotenant.jobs.queue.source import Delivery, Message
+from cotenant.jobs.store.objects import Entry, MemoryObjects
 
 PNG = b"\x89PNG"
 

@@ -23,8 +23,8 @@ from cotenant.calls import Directory, Reply
 from cotenant.cli.machine.state import RunState
 from cotenant.config import Jobs
 from cotenant.jobs.batch import collect, read_jobs, submit
-from cotenant.jobs.source import Message
-from cotenant.jobs.store import open_store
+from cotenant.jobs.queue.source import Message
+from cotenant.jobs.store.results import open_store
 from tests.contracts.jobs_house import DIRECTORY, chat, render
 
 pytestmark = pytest.mark.integration

@@ -14,13 +14,13 @@ import pytest
 from cotenant.calls import Call, InMemoryBackend, Reply, error_reply
 from cotenant.config import Jobs
 from cotenant.errors import EnvironmentFault
-from cotenant.jobs import emulator
 from cotenant.jobs.batch import collect, new_batch_id, read_jobs, submit
-from cotenant.jobs.pubsub import PubSubSource
-from cotenant.jobs.pump import Pump
-from cotenant.jobs.settlement import Outcome
-from cotenant.jobs.source import Delivery
-from cotenant.jobs.store import open_store
+from cotenant.jobs.ingress.pump import Pump
+from cotenant.jobs.ingress.settlement import Outcome
+from cotenant.jobs.queue import emulator
+from cotenant.jobs.queue.pubsub import PubSubSource
+from cotenant.jobs.queue.source import Delivery
+from cotenant.jobs.store.results import open_store
 from tests.contracts.job_source import contract_jobs
 from tests.contracts.jobs_house import DIRECTORY, FlakyStore, chat, echo, eventually, message, picture, render
 

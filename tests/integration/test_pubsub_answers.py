@@ -11,10 +11,10 @@ import pytest_asyncio
 
 from cotenant.config import Jobs
 from cotenant.errors import SourceUnavailable
-from cotenant.jobs import pubsub, pubsub_client
-from cotenant.jobs.pubsub import PubSubSource
-from cotenant.jobs.pubsub_admin import PubSubAdmin
-from cotenant.jobs.source import Message
+from cotenant.jobs.queue import pubsub, pubsub_client
+from cotenant.jobs.queue.pubsub import PubSubSource
+from cotenant.jobs.queue.pubsub_admin import PubSubAdmin
+from cotenant.jobs.queue.source import Message
 from tests.contracts.scripted_pubsub import Refusal, ScriptedPubSub, scripted_pubsub
 
 pytestmark = pytest.mark.integration

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from cotenant.config import Jobs
-from cotenant.jobs import emulator
 from cotenant.jobs.model import parse_job
-from cotenant.jobs.pubsub import PubSubSource
-from cotenant.jobs.setup import Part, agent_grants, part_grants
-from cotenant.jobs.topology import wanted
+from cotenant.jobs.queue import emulator
+from cotenant.jobs.queue.pubsub import PubSubSource
+from cotenant.jobs.queue.setup import Part, agent_grants, part_grants
+from cotenant.jobs.queue.topology import wanted
 
 pytestmark = pytest.mark.integration
 

@@ -19,13 +19,13 @@ from cotenant.cli.machine import ray_node
 from cotenant.cli.machine.state import RunState
 from cotenant.config import Platform
 from cotenant.errors import EnvironmentFault, SourceUnavailable
-from cotenant.jobs.batches import PublishTo
-from cotenant.jobs.publishing import LanePublisher
-from cotenant.jobs.source import JobSource, Message
-from cotenant.jobs.store import ResultStore, absolute_store, open_store
+from cotenant.jobs.desk.batches import PublishTo
+from cotenant.jobs.queue.publishing import LanePublisher
+from cotenant.jobs.queue.source import JobSource, Message
+from cotenant.jobs.store.results import ResultStore, absolute_store, open_store
 
 if TYPE_CHECKING:
-    from cotenant.jobs.setup import Admin
+    from cotenant.jobs.queue.setup import Admin
 
 _SUBMIT_TIMEOUT_S = 60.0
 #: How long an empty subscription of dead letters takes to say so; twice, to be sure.
@@ -98,7 +98,7 @@ async def publisher(door: Door) -> AsyncIterator[PublishTo]:
         EnvironmentFault: it has no way, and what would give it one.
     """
     if door.has_pubsub:
-        from cotenant.jobs.pubsub import PubSubLanes  # noqa: PLC0415 (Google's client takes a second to import)
+        from cotenant.jobs.queue.pubsub import PubSubLanes  # noqa: PLC0415 (Google's client takes a second to import)
 
         opened = LanePublisher(door.platform.jobs, PubSubLanes(door.platform.jobs, emulator_host=door.emulator))
         try:
@@ -121,7 +121,7 @@ async def dead_letters(door: Door) -> AsyncIterator[JobSource]:
     """The subscription that dead letters wait in. Raises EnvironmentFault where there is no Pub/Sub."""
     if not door.has_pubsub:
         raise no_pubsub(door, "no dead letters wait")
-    from cotenant.jobs.pubsub import PubSubLanes  # noqa: PLC0415 (Google's client takes a second to import)
+    from cotenant.jobs.queue.pubsub import PubSubLanes  # noqa: PLC0415 (Google's client takes a second to import)
 
     lanes = PubSubLanes(door.platform.jobs, door.emulator, pull_wait_s=_PULL_WAIT_S)
     source = lanes.dead_letters()
@@ -141,7 +141,7 @@ async def admin(door: Door) -> AsyncIterator[Admin]:
     """
     if not door.has_pubsub:
         raise no_pubsub(door, "there are no topics to set up")
-    from cotenant.jobs.pubsub_admin import PubSubAdmin  # noqa: PLC0415 (Google's client takes a second to import)
+    from cotenant.jobs.queue.pubsub_admin import PubSubAdmin  # noqa: PLC0415 (Google's client takes a second to import)
 
     opened = PubSubAdmin(door.platform.jobs.project, door.emulator)
     try:

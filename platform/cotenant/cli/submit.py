@@ -43,10 +43,10 @@ from cotenant.errors import (
 from cotenant.gpu.plan import Plan
 from cotenant.gpu.plan import plan as make_plan
 from cotenant.jobs import batch as batches
-from cotenant.jobs.batches import Batches
-from cotenant.jobs.files import MAX_BATCH_FILE_BYTES
+from cotenant.jobs.desk.batches import Batches
+from cotenant.jobs.desk.files import MAX_BATCH_FILE_BYTES
 from cotenant.jobs.model import DEFAULT_TENANT, MAX_PRIORITY, MIN_PRIORITY, Job, Wishes, check_name
-from cotenant.jobs.records import Board, Records
+from cotenant.jobs.store.records import Board, Records
 
 #: Options that are a mockup's fields.
 _LOOK = ("size", "samples", "format", "quality", "fit", "seed")

@@ -14,8 +14,8 @@ from cotenant.errors import IdentityConflict, JobsFileError, Problem
 from cotenant.jobs.collecting import Collected, Progress, collect
 from cotenant.jobs.lines import MAX_LINES, LineProblem, check_line
 from cotenant.jobs.model import MAX_INLINE_BYTES, Job, canonical, check_name
-from cotenant.jobs.source import Message
-from cotenant.jobs.store import ResultStore
+from cotenant.jobs.queue.source import Message
+from cotenant.jobs.store.results import ResultStore
 
 __all__ = ["MAX_PROBLEMS", "Collected", "Progress", "Publish", "collect", "new_batch_id", "read_jobs", "submit"]
 

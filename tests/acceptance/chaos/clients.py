@@ -15,12 +15,12 @@ from typing import TypeVar
 
 from cotenant.calls import Directory
 from cotenant.errors import SourceUnavailable, StoreUnavailable
-from cotenant.jobs.desk import Desk
-from cotenant.jobs.lanes import MAIN, topic_of
+from cotenant.jobs.desk.desk import Desk
 from cotenant.jobs.model import Identity, Job, Wishes, parse_job, parse_line
-from cotenant.jobs.pubsub import PubSubLanes
-from cotenant.jobs.source import Message
-from cotenant.jobs.store import ResultStore, open_store
+from cotenant.jobs.queue.lanes import MAIN, topic_of
+from cotenant.jobs.queue.pubsub import PubSubLanes
+from cotenant.jobs.queue.source import Message
+from cotenant.jobs.store.results import ResultStore, open_store
 from tests.acceptance.chaos.load import Ask, Burst, data_of
 from tests.acceptance.chaos.stage import Stage
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cotenant.errors import CotenantError
-from cotenant.jobs.records import Board
+from cotenant.jobs.store.records import Board
 from tests.acceptance.chaos.stage import RENDERER, SIMULATED, Stage
 from tests.acceptance.chaos.topics import Topics
 from tests.acceptance.chaos.witness import Witness

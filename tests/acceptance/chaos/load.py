@@ -13,8 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from cotenant.jobs.lanes import MAIN, lane_of
 from cotenant.jobs.model import DEFAULT_TENANT
+from cotenant.jobs.queue.lanes import MAIN, lane_of
 
 TENANTS = ("acme", "globex", "initech")
 #: Kinds by their share of all jobs, in thousandths; the rest is `quick`.

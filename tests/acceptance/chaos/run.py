@@ -19,8 +19,8 @@ from rich.table import Table
 
 from cotenant.calls import Directory
 from cotenant.errors import SourceUnavailable, StoreUnavailable
-from cotenant.jobs.emulator import EmulatorCommand
-from cotenant.jobs.keys import dead_key, result_key
+from cotenant.jobs.queue.emulator import EmulatorCommand
+from cotenant.jobs.store.keys import dead_key, result_key
 from tests.acceptance.chaos.clients import Clients
 from tests.acceptance.chaos.faults import Breaker, Fault, plan_faults
 from tests.acceptance.chaos.load import make_load

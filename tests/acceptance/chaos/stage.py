@@ -24,7 +24,7 @@ from cotenant.cli.up import node_spec
 from cotenant.config import Jobs, Platform, load_platform
 from cotenant.errors import CotenantError, EnvironmentFault
 from cotenant.gpu.plan import plan
-from cotenant.jobs import emulator
+from cotenant.jobs.queue import emulator
 from cotenant.manifests.serve import serve_config
 
 ROOT = Path(__file__).parents[3]

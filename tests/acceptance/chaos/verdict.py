@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cotenant.jobs.keys import dead_key, result_key
 from cotenant.jobs.model import Identity, Result
+from cotenant.jobs.store.keys import dead_key, result_key
 from tests.acceptance.chaos.clients import Asked
 from tests.acceptance.chaos.faults import Fault
 from tests.acceptance.chaos.load import Ask

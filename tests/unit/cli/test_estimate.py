@@ -14,7 +14,7 @@ from cotenant.config import Platform, load_platform
 from cotenant.gpu.plan import plan
 from cotenant.jobs.batch import read_jobs
 from cotenant.jobs.model import Job
-from cotenant.jobs.records import Board, WorkloadPace
+from cotenant.jobs.store.records import Board, WorkloadPace
 from tests.contracts.jobs_house import chat, render
 
 pytestmark = pytest.mark.unit

@@ -21,7 +21,7 @@ from cotenant.errors import (
 )
 from cotenant.gateway.downloads import disposition
 from cotenant.gateway.waiting import MAX_WAIT_S, pause_s, wished_wait_s
-from cotenant.jobs import asked, batches
+from cotenant.jobs.desk import asked, batches
 from tests.unit.gateway.desks import DictDesk
 from tests.unit.gateway.house import House, keyring
 

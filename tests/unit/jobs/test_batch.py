@@ -14,7 +14,7 @@ from cotenant.errors import IdentityConflict, JobError, JobsFileError, Malformed
 from cotenant.jobs.batch import Progress, collect, new_batch_id, read_jobs, submit
 from cotenant.jobs.clock import ManualClock
 from cotenant.jobs.model import MAX_INLINE_BYTES, Job, Result, error_line, parse_job, result_line
-from cotenant.jobs.source import Message
+from cotenant.jobs.queue.source import Message
 from tests.contracts.jobs_house import DIRECTORY, FlakyStore, chat, render
 
 pytestmark = pytest.mark.unit

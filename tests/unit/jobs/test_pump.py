@@ -20,12 +20,12 @@ from cotenant.errors import (
     UnknownWorkload,
     WorkloadUnavailable,
 )
-from cotenant.jobs.lanes import MAIN, lane_of
+from cotenant.jobs.ingress.pump import STUCK_AFTER_S
+from cotenant.jobs.ingress.settlement import Outcome
+from cotenant.jobs.ingress.work import Phase
 from cotenant.jobs.model import MAX_INLINE_BYTES, Identity, Result, error_line
-from cotenant.jobs.pump import STUCK_AFTER_S
-from cotenant.jobs.settlement import Outcome
-from cotenant.jobs.source import Message
-from cotenant.jobs.work import Phase
+from cotenant.jobs.queue.lanes import MAIN, lane_of
+from cotenant.jobs.queue.source import Message
 from tests.contracts.jobs_house import DIRECTORY, chat, echo, render
 from tests.contracts.pump_house import JOBS, World, failing, kill
 

@@ -17,11 +17,11 @@ from cotenant.errors import (
     StoreUnavailable,
 )
 from cotenant.jobs.errand import Errand
-from cotenant.jobs.lanes import CLERK, lane_of
+from cotenant.jobs.ingress.settlement import Outcome
 from cotenant.jobs.model import Identity, Job, Wishes
-from cotenant.jobs.records import JobRecord, Records, pace_of
-from cotenant.jobs.settlement import Outcome
-from cotenant.jobs.source import Message
+from cotenant.jobs.queue.lanes import CLERK, lane_of
+from cotenant.jobs.queue.source import Message
+from cotenant.jobs.store.records import JobRecord, Records, pace_of
 from tests.contracts.jobs_house import chat, echo, message, render
 from tests.contracts.pump_house import JOBS, Office, World, failing, kill, wish
 
