@@ -14,15 +14,18 @@ import pytest
 from cotenant.calls import Call, InMemoryBackend, Reply, error_reply
 from cotenant.config import Jobs
 from cotenant.errors import EnvironmentFault
-from cotenant.jobs.batch import collect, new_batch_id, read_jobs, submit
+from cotenant.jobs.collecting import collect
+from cotenant.jobs.desk.batches import new_batch_id
 from cotenant.jobs.ingress.pump import Pump
 from cotenant.jobs.ingress.settlement import Outcome
 from cotenant.jobs.queue import emulator
-from cotenant.jobs.queue.pubsub import PubSubSource
+from cotenant.jobs.queue.pubsub import PubSubLanes, PubSubSource
 from cotenant.jobs.queue.source import Delivery
+from cotenant.jobs.reading import read_jobs
 from cotenant.jobs.store.results import open_store
 from tests.contracts.job_source import contract_jobs
 from tests.contracts.jobs_house import DIRECTORY, FlakyStore, chat, echo, eventually, message, picture, render
+from tests.contracts.published_batch import publish_batch
 
 pytestmark = pytest.mark.integration
 
@@ -89,7 +92,13 @@ async def test_two_hundred_mixed_messages_all_end_and_each_result_is_created_onc
     duplicates = [message(line) for line in good[:20]]
     await source.publish(jobs.topic, [*messages, *duplicates])
 
-    pump = Pump(jobs, source, store, InMemoryBackend({"writer": writer, "mockups": picture}, slots=4), DIRECTORY)
+    pump = Pump(
+        jobs,
+        PubSubLanes(jobs, emulator_host=emulator_host),
+        store,
+        InMemoryBackend({"writer": writer, "mockups": picture}, slots=4),
+        DIRECTORY,
+    )
     pump.start()
     expected = 120 + 20 + 20 + 20 + 20
     settled = (Outcome.DONE, Outcome.REFUSED, Outcome.ALREADY_DONE, Outcome.MALFORMED)
@@ -130,7 +139,13 @@ async def test_what_a_killed_pump_held_is_done_by_the_next_one(jobs: Jobs, emula
 
     first_source = await open_source(jobs, emulator_host)
     await first_source.publish(jobs.topic, [message(chat(f"c{n}")) for n in range(6)])
-    first = Pump(jobs, first_source, store, InMemoryBackend({"writer": hang, "mockups": picture}, slots=4), DIRECTORY)
+    first = Pump(
+        jobs,
+        PubSubLanes(jobs, emulator_host=emulator_host),
+        store,
+        InMemoryBackend({"writer": hang, "mockups": picture}, slots=4),
+        DIRECTORY,
+    )
     first.start()
     await eventually(lambda: first.stats().running == 4)
     for task in [task for task in asyncio.all_tasks() if task.get_name().startswith(("job-", "jobs-"))]:
@@ -138,7 +153,13 @@ async def test_what_a_killed_pump_held_is_done_by_the_next_one(jobs: Jobs, emula
     await first_source.close()
 
     second_source = await open_source(jobs, emulator_host)
-    second = Pump(jobs, second_source, store, InMemoryBackend({"writer": echo, "mockups": picture}), DIRECTORY)
+    second = Pump(
+        jobs,
+        PubSubLanes(jobs, emulator_host=emulator_host),
+        store,
+        InMemoryBackend({"writer": echo, "mockups": picture}),
+        DIRECTORY,
+    )
     second.start()
     await eventually(lambda: second.settled[Outcome.DONE] == 6, within_s=jobs.lease_s + 15)
     await second.drain(1)
@@ -157,7 +178,13 @@ async def test_work_longer_than_the_lease_is_done_once(jobs: Jobs, emulator_host
 
     source = await open_source(jobs, emulator_host)
     await source.publish(jobs.topic, [message(chat("slow"))])
-    pump = Pump(jobs, source, FlakyStore(), InMemoryBackend({"writer": slow, "mockups": picture}), DIRECTORY)
+    pump = Pump(
+        jobs,
+        PubSubLanes(jobs, emulator_host=emulator_host),
+        FlakyStore(),
+        InMemoryBackend({"writer": slow, "mockups": picture}),
+        DIRECTORY,
+    )
     pump.start()
     await eventually(lambda: pump.settled[Outcome.DONE] == 1, within_s=jobs.lease_s * 3)
     await pump.drain(1)
@@ -176,7 +203,11 @@ async def test_a_drain_hands_back_what_has_not_begun(jobs: Jobs, emulator_host: 
     source = await open_source(jobs, emulator_host)
     await source.publish(jobs.topic, [message(chat(f"c{n}")) for n in range(10)])
     pump = Pump(
-        jobs, source, FlakyStore(), InMemoryBackend({"writer": patient, "mockups": picture}, slots=4), DIRECTORY
+        jobs,
+        PubSubLanes(jobs, emulator_host=emulator_host),
+        FlakyStore(),
+        InMemoryBackend({"writer": patient, "mockups": picture}, slots=4),
+        DIRECTORY,
     )
     pump.start()
     await eventually(lambda: pump.stats().running == 4 and pump.stats().waiting == 4)
@@ -197,13 +228,19 @@ async def test_a_file_goes_out_and_its_results_come_back_in_order(
 ) -> None:
     source = await open_source(jobs, emulator_host)
     store = open_store(str(tmp_path / "results"))
-    pump = Pump(jobs, source, store, InMemoryBackend({"writer": echo, "mockups": picture}), DIRECTORY)
+    pump = Pump(
+        jobs,
+        PubSubLanes(jobs, emulator_host=emulator_host),
+        store,
+        InMemoryBackend({"writer": echo, "mockups": picture}),
+        DIRECTORY,
+    )
     pump.start()
     batch = new_batch_id()
     lines = [json.dumps(chat(f"c{n}") if n % 2 else render(f"r{n}")).encode() for n in range(20)]
     lines.append(json.dumps(chat("large", padding="x" * (2 << 20))).encode())
     submitted = read_jobs(lines, "jobs.jsonl", tenant="acme", batch=batch, directory=DIRECTORY)
-    await submit(submitted, store, lambda messages: source.publish(jobs.topic, messages))
+    await publish_batch(submitted, store, lambda messages: source.publish(jobs.topic, messages))
     output: list[bytes] = []
     collected = await collect(store, output.append, tenant="acme", batch=batch, timeout_s=60)
     await pump.drain(5)

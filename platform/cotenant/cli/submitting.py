@@ -18,11 +18,11 @@ from cotenant.calls.desk import Json
 from cotenant.cli.designs import Design, Wrong, content_of
 from cotenant.cli.interrupts import Stop
 from cotenant.errors import IdentityConflict, JobError, JobsFileError, Problem, RequestRefused
-from cotenant.jobs.batch import MAX_PROBLEMS
 from cotenant.jobs.desk.batches import Batches, BatchRecord
 from cotenant.jobs.desk.files import VISION, Files, new_file_id
 from cotenant.jobs.desk.references import Known, check_files
 from cotenant.jobs.model import Job, digest, parse_body
+from cotenant.jobs.reading import MAX_PROBLEMS
 from cotenant.jobs.store import keys
 from cotenant.jobs.store.objects import Objects
 

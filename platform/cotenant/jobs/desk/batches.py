@@ -44,7 +44,7 @@ from cotenant.jobs.store.objects import Objects
 #: The endpoint of a batch whose lines may go to any route (only `submit` makes such).
 ANY_ENDPOINT = "*"
 WINDOW, WINDOW_S = "24h", 86_400
-MAX_BATCHESLISTED = 100
+MAX_BATCHES_LISTED = 100
 #: The kind of list that batches are in; see `keys.listed_key`.
 LIST = "batches"
 _PARAMS = frozenset(
@@ -206,7 +206,7 @@ class Batches:
 
     async def page(self, tenant: str, page: Page) -> Json:
         """OpenAI's list, at most 100 batches. Raises RequestRefused (400) for a page that there can't be."""
-        check_page(page, MAX_BATCHESLISTED)
+        check_page(page, MAX_BATCHES_LISTED)
         after = ""
         if page.after is not None:
             last = await self._find(tenant, page.after)
