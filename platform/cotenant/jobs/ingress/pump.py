@@ -55,6 +55,8 @@ LOOK_AGAIN_S = 30.0
 #: Errands held at once, and messages of a lane whose workload is gone.
 ERRANDS_AT_ONCE = 64
 STRAYS_AT_ONCE = 16
+#: Messages of the main lane that are moved at once to the lane of a workload that has a backlog there.
+MOVED_AT_ONCE = 8
 
 _log = logging.getLogger("cotenant.jobs")
 
@@ -266,8 +268,13 @@ class Pump:
         # What can't be moved because its lane's topic does not answer stays here; it is bounded too.
         most = sum(self._steps.slots.limit(name) + self._ahead(name) for name in served)
         bound = 2 * most - max(census.undone_of_lane(lane), census.held_of_lane(lane) - SETTLING_AT_MOST)
-        rooms = (self._worth_a_pull(name, self._room_for_main(name)) for name in served)
-        return min(sum(rooms) - unknown, bound)
+        return min(sum(self._main_share(name) for name in served) - unknown, bound)
+
+    def _main_share(self, workload: str) -> int:
+        """Of a pull from the main lane, what is for one workload: its room, or a few to be moved to its busy lane."""
+        if self._open(lane_of(workload)).busy:
+            return MOVED_AT_ONCE
+        return self._worth_a_pull(workload, self._room(workload))
 
     def _counts(self, work: Work) -> None:
         self._census.note(work)
