@@ -370,6 +370,7 @@ async def test_a_backlog_in_a_workloads_lane_does_not_keep_the_main_lane_waiting
     lane = world.lanes.open(lane_of("mockups"))
     await lane.publish("jobs.mockups", [message(render(f"r{n}")) for n in range(20)])
     world.pump.start()
+    world.pump.reconfigure(Directory(DIRECTORY.workloads[1:]))
     await world.clock.advance(2)
     await world.publish(render("by the main lane"))
     for batch in range(10):
