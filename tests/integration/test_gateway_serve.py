@@ -16,7 +16,7 @@ import httpx
 import openai
 import pytest
 
-from cotenant.calls import Reply
+from cotenant.calls import Reply, error_reply
 from cotenant.config import Jobs, Platform
 from cotenant.gpu.plan import plan
 from cotenant.manifests.serve import serve_config
@@ -45,10 +45,12 @@ def serve() -> Iterator[Any]:
 
 def _workload(serve: Any) -> Any:
     class Replica:
-        """Answers with the template's name; a body with `sleep_s` takes that long."""
+        """Answers with the template's name; a body with `sleep_s` takes that long, one with `refuse` is refused."""
 
         async def call(self, call: Any) -> Any:
             body = json.loads(call.body)
+            if body.get("refuse"):
+                return error_reply(400, "no such size")
             await asyncio.sleep(body.get("sleep_s", 0))
             return Reply(200, b"\x89PNG" + body["template"].encode(), "image/png")
 
@@ -82,8 +84,8 @@ def a_platform(store: str, **jobs: Any) -> Platform:
 def made_by_batch(url: str) -> None:
     """A batch of pictures by the OpenAI client; its endpoint is ours."""
     lines = [
-        {"custom_id": f"c-{n}", "method": "POST", "url": "/v1/mockups", "body": {"template": name}}
-        for n, name in enumerate(["mug"] * 20 + ["nothing"])
+        {"custom_id": f"c-{n}", "method": "POST", "url": "/v1/mockups", "body": {"template": "mug", "refuse": n == 20}}
+        for n in range(21)
     ]
     data = "\n".join(json.dumps(line) for line in lines).encode()
     with openai.OpenAI(base_url=url, api_key="sk-acme", max_retries=0, timeout=60) as client:
