@@ -39,7 +39,8 @@ class Replica:
         self._share = await Share.join(parsed.terms, self._engine, gpu=own_gpu())
 
     async def call(self, call: Call) -> Reply:
-        return await self._engine.call(call, lambda: self._share.lease(call))
+        async with self._share.slot(call):
+            return await self._engine.call(call, lambda: self._share.lease(call))
 
     async def check_health(self) -> None:
         """Raises when the replica can't go on, so that Serve replaces it."""
