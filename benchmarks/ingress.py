@@ -37,10 +37,10 @@ from cotenant.cli.machine import ray_node
 from cotenant.cli.machine.serve_api import ServeApi
 from cotenant.cli.up import _python_path
 from cotenant.config import Jobs
-from cotenant.jobs import emulator
-from cotenant.jobs.batcher import Batcher
-from cotenant.jobs.pubsub import PubSubSource
-from cotenant.jobs.source import Delivery, Message
+from cotenant.jobs.ingress.batcher import Batcher
+from cotenant.jobs.queue import emulator
+from cotenant.jobs.queue.pubsub import PubSubSource
+from cotenant.jobs.queue.source import Delivery, Message
 from deployments.replica import DEPLOYMENT, Answering
 
 REPLICAS, SLOTS = 2, 4

@@ -18,10 +18,11 @@ from cotenant.calls import Directory
 from cotenant.config import Jobs
 from cotenant.errors import EnvironmentFault, SourceUnavailable
 from cotenant.gateway.desk_routes import NO_JOBS
-from cotenant.jobs.desk import Desk
-from cotenant.jobs.source import Message
-from cotenant.jobs.store import open_store
-from cotenant.jobs.webhooks import webhook_check
+from cotenant.jobs.clerk.webhooks import webhook_check
+from cotenant.jobs.desk.desk import Desk
+from cotenant.jobs.queue.publishing import LanePublisher
+from cotenant.jobs.queue.source import Message
+from cotenant.jobs.store.results import open_store
 from cotenant.outbound.delivery import load_trusted_hosts
 from cotenant.outbound.webhooks import load_secrets
 from cotenant.telemetry.logs import event
@@ -113,10 +114,10 @@ def _publisher(jobs: Jobs) -> Publisher:
     if os.environ.get(SOURCE_ENV, "pubsub") == "memory":
         return IngressPublisher()
     try:
-        from cotenant.jobs.pubsub import PubSubSource  # noqa: PLC0415 (an extra)
+        from cotenant.jobs.queue.pubsub import PubSubLanes  # noqa: PLC0415 (an extra)
     except ImportError as error:
         raise EnvironmentFault(
             f"jobs need Google's Pub/Sub client, which is not installed here ({error}); install cotenant[gcp], or set "
             f"{SOURCE_ENV}=memory"
         ) from error
-    return PubSubSource(jobs)
+    return LanePublisher(jobs, PubSubLanes(jobs))

@@ -39,7 +39,8 @@ class Replica(SharedReplica):
         self._share = await Share.join(args.terms, self._engine, gpu=own_gpu())
 
     async def call(self, call: Call) -> Reply:
-        return await self._engine.call(call, lambda: self._share.lease(call))
+        async with self._share.slot(call):
+            return await self._engine.call(call, lambda: self._share.lease(call))
 
 
 def build(args: ImageArgs) -> Application:

@@ -16,15 +16,16 @@ from ray.serve.deployment import Application
 
 from cotenant.calls import Directory
 from cotenant.config import Jobs
-from cotenant.jobs import metrics
-from cotenant.jobs.clerk import Clerk
-from cotenant.jobs.grouping import Grouper
-from cotenant.jobs.lanes import MAIN, Lanes
-from cotenant.jobs.memory import MemoryLanes
-from cotenant.jobs.pump import Pump
-from cotenant.jobs.source import Message
-from cotenant.jobs.store import open_store
-from cotenant.jobs.webhooks import Webhooks
+from cotenant.jobs.clerk.clerk import Clerk
+from cotenant.jobs.clerk.webhooks import Webhooks
+from cotenant.jobs.ingress import metrics
+from cotenant.jobs.ingress.grouping import Grouper
+from cotenant.jobs.ingress.pump import Pump
+from cotenant.jobs.queue.lanes import Lanes
+from cotenant.jobs.queue.memory import MemoryLanes
+from cotenant.jobs.queue.publishing import LanePublisher
+from cotenant.jobs.queue.source import Message
+from cotenant.jobs.store.results import open_store
 from cotenant.outbound.delivery import HttpDeliver, load_trusted_hosts
 from cotenant.outbound.webhooks import load_secrets
 from cotenant.telemetry.logs import configure_logs, event
@@ -90,7 +91,7 @@ class Ingress:
         jobs = self._args.jobs
         self._lanes = _lanes(jobs)
         store = open_store(jobs.store)
-        publish = self._lanes.open(MAIN).publish
+        publish = LanePublisher(jobs, self._lanes).publish
         self._directory = directory
         webhooks = Webhooks(
             store.objects,
@@ -108,7 +109,7 @@ class Ingress:
     async def submit(self, topic: str, messages: Sequence[Message]) -> Sequence[str]:
         """Publish to a topic; the message ids. The way in where jobs are held in memory."""
         assert self._lanes is not None
-        return await self._lanes.open(MAIN).publish(topic, messages)
+        return await LanePublisher(self._args.jobs, self._lanes).publish(topic, messages)
 
     async def stats(self) -> dict[str, Any]:
         """What of `PumpStats` is plain."""
@@ -143,6 +144,6 @@ def _lanes(jobs: Jobs) -> Lanes:
         return MemoryLanes(jobs)
     if wanted != "pubsub":
         raise ValueError(f"{SOURCE_ENV} is {wanted!r}; set it to pubsub or memory")
-    from cotenant.jobs.pubsub import PubSubLanes  # noqa: PLC0415 (an extra: without it the memory source still serves)
+    from cotenant.jobs.queue.pubsub import PubSubLanes  # noqa: PLC0415 (an extra: without it the memory source still serves)
 
     return PubSubLanes(jobs)

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
 import ray
@@ -89,14 +89,20 @@ class Share:
         return share
 
     @asynccontextmanager
-    async def lease(self, call: Call) -> AsyncIterator[None]:
-        """The right to work on `call`: a slot of its class, then the lease. Raises as `Tenancy.lease` does.
+    async def slot(self, call: Call) -> AsyncIterator[None]:
+        """A slot of its class for all that `call` takes, so that no more is in hand than the budget counts.
 
-        In this order: who waits for a slot holds no lease, so it keeps nobody from putting the engine to sleep.
+        To be entered before `lease`: who waits for a slot must not keep the engine from being put to sleep.
         """
-        priority = priority_of(call)
-        async with self.admission.entered(priority), self.tenancy.lease(priority):
+        if call.method == "GET":  # lists and metrics: nothing that takes memory or time
             yield
+            return
+        async with self.admission.entered(priority_of(call)):
+            yield
+
+    def lease(self, call: Call) -> AbstractAsyncContextManager[None]:
+        """The right to have the engine work on `call`."""
+        return self.tenancy.lease(priority_of(call))
 
     def check(self) -> None:
         """Raises RuntimeError when the replica can't go on."""

@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 from cotenant.calls import Directory
 from cotenant.config import Jobs
 from cotenant.errors import RequestRefused, SourceUnavailable, StoreUnavailable
+from cotenant.jobs.clerk.webhooks import webhook_check
 from cotenant.jobs.clock import Clock
-from cotenant.jobs.desk import Desk
+from cotenant.jobs.desk.desk import Desk
 from cotenant.jobs.errand import Errand
-from cotenant.jobs.lanes import CLERK, MAIN, topic_of
-from cotenant.jobs.memory import MemoryLanes
 from cotenant.jobs.model import Identity, Wishes, parse_job
-from cotenant.jobs.store import ResultStore, result_key
-from cotenant.jobs.webhooks import webhook_check
+from cotenant.jobs.queue.lanes import CLERK, MAIN, topic_of
+from cotenant.jobs.queue.memory import MemoryLanes
+from cotenant.jobs.store.results import ResultStore, result_key
 from cotenant.outbound.webhooks import Secret, Secrets
 from tests.contracts.chaos_jobs import ACCEPTED, KINDS, Sent, line_of, sent_of
 from tests.contracts.chaos_wires import Wire, WiredLanes, WiredObjects
@@ -101,12 +101,14 @@ class Clients:
         batch: str = "b1",
         bare: bool = False,
         wishes: Wishes | None = None,
+        key: str = "",
     ) -> None:
-        """`bare` messages say nothing but the line; `own_lane` ones go to their workload's lane."""
+        """`bare` messages say nothing but the line; `own_lane` ones go to their workload's lane; with a `key` they are
+        worked on one after the other."""
         for _ in range(count):
-            attributes = {"tenant": tenant, "batch": batch, **(wishes or Wishes()).attributes}
+            attributes = {} if bare else {"tenant": tenant, "batch": batch, **(wishes or Wishes()).attributes}
             number = next(self._numbers)
-            await self._publish(sent_of(kind, number, self._rng, {} if bare else attributes, own_lane=own_lane))
+            await self._publish(sent_of(kind, number, self._rng, attributes, own_lane=own_lane, key=key))
 
     async def _publish(self, sent: Sent) -> None:
         at = len(self.sent)
@@ -145,8 +147,12 @@ class Clients:
 
     @property
     def _named(self) -> list[Sent]:
-        """Messages that say whose jobs they are."""
-        return [sent for sent in self.sent if sent.job is not None and sent.message.attributes]
+        """Messages that say whose jobs they are, and have no place in an order."""
+        return [
+            sent
+            for sent in self.sent
+            if sent.job is not None and sent.message.attributes and not sent.message.ordering_key
+        ]
 
     # --- the desk ---
 

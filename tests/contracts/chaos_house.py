@@ -18,12 +18,15 @@ from typing import TypeVar
 
 from cotenant.calls import Directory, Served
 from cotenant.config import Jobs
-from cotenant.jobs.clerk import Clerk
-from cotenant.jobs.lanes import CLERK, MAIN, lane_of
-from cotenant.jobs.memory import MemoryLanes
-from cotenant.jobs.pump import Pump
-from cotenant.jobs.store import ResultStore
-from cotenant.jobs.webhooks import Webhooks
+from cotenant.jobs.clerk.clerk import Clerk
+from cotenant.jobs.clerk.webhooks import Webhooks
+from cotenant.jobs.ingress.grouping import Grouper
+from cotenant.jobs.ingress.pump import Pump
+from cotenant.jobs.ingress.slots import ahead
+from cotenant.jobs.queue.lanes import CLERK, MAIN, lane_of
+from cotenant.jobs.queue.memory import MemoryLanes
+from cotenant.jobs.store import keys
+from cotenant.jobs.store.results import ResultStore
 from cotenant.outbound.delivery import InMemoryDeliver
 from cotenant.outbound.webhooks import ID, Answered
 from tests.contracts.chaos_clients import HOOK, SECRETS, Clients
@@ -43,7 +46,9 @@ from tests.contracts.chaos_wires import (
 )
 
 INGRESSES = 2
-JOBS = Jobs(lease_s=10, max_attempts=3, look_ahead=2, ingresses=INGRESSES, max_job_s=50, drain_s=10)
+JOBS = Jobs(lease_s=10, max_attempts=3, look_ahead=2, ingresses=INGRESSES, max_job_s=50, drain_s=10, ordering=True)
+#: The engines' jobs are not shorter than that on average.
+SHORTEST_MEAN_S = 0.02
 #: A drain that is given less still waits so long for a pull, and then for the requests that give everything back.
 PULL_S, REQUESTS_S = 15.0, 30.0
 
@@ -108,7 +113,8 @@ class ChaosHouse:
         webhooks = Webhooks(store.objects, publish, self.jobs, self.deliver, SECRETS, now=now, jitter=lambda: 0.0)
         clerk = Clerk(store, publish, self.jobs, lambda: self.served, webhooks=webhooks, now=now)
         backend = WiredBackend(self.shop, name, wire)
-        pump = Pump(self.jobs, lanes, store, backend, self.served, clerk=clerk, clock=clock)
+        caller = Grouper(backend, lambda workload: self.directory.named(workload).slots).call
+        pump = Pump(self.jobs, lanes, store, backend, self.served, clerk=clerk, caller=caller, clock=clock)
         self.ingresses.append(Ingress(name, pump, wire))
         self._as(name, pump.start)
 
@@ -149,7 +155,7 @@ class ChaosHouse:
         calm = began > self.trouble_until_s + self.jobs.lease_s
         await ingress.pump.drain(drain_s)
         took = self.clock.now() - began
-        leased = {(lane, ack_id) for lane in self.lane_names for ack_id in self.lanes.open(lane)._leased}
+        leased = {(lane, ack_id) for lane in self.lane_names for ack_id in self.lanes.open(lane)._waiting._leased}
         if calm and self.trouble_until_s < began:
             kept = leased & ingress.wire.pulled
             assert not kept, f"{ingress.name} did not hand back {kept}"
@@ -239,7 +245,7 @@ class ChaosHouse:
         await self._mend()
         began = self.clock.now()
         limit_s = 900 + 30 * (len(self.clients.sent) + sum(len(batch.lines) for batch in self.clients.batches))
-        while self.lanes.unsettled or any(not _idle(ingress.pump) for ingress in self._living):
+        while self._busy:
             assert self.clock.now() - began < limit_s, f"not settled {limit_s} s after all was well: {self._why()}"
             await self.pass_time(2)
         heal_s = self.clock.now() - began
@@ -276,13 +282,22 @@ class ChaosHouse:
         while len(self._living) < self.jobs.ingresses:
             self.start_ingress()
 
+    @property
+    def _busy(self) -> bool:
+        """Whether anything is on its way: queued, held, or put off for later."""
+        put_off = any(key.startswith(keys.PUT_OFF) for key in self.objects.objects)
+        return bool(self.lanes.unsettled or put_off or any(not _idle(one.pump) for one in self._living))
+
     def _why(self) -> str:
         return "; ".join(f"{ingress.name}: {ingress.pump.stats()}" for ingress in self._living)
 
     def _check_loops(self) -> None:
         """What must hold at any time."""
         assert not self.shop.wrongs, self.shop.wrongs
-        most = sum(slots + self.jobs.look_ahead for slots in self.shop.slots.values())
+        most = sum(
+            slots + ahead(slots=slots, look_ahead=self.jobs.look_ahead, mean_s=SHORTEST_MEAN_S)
+            for slots in self.shop.slots.values()
+        )
         for ingress in self._living:
             undone = sum(work.undone for work in ingress.pump._held.values())
             if not self.removed:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cotenant.calls import Directory, Served
-from cotenant.jobs.lanes import MAIN, lane_of
 from cotenant.jobs.model import Job, parse_job
-from cotenant.jobs.source import Message
+from cotenant.jobs.queue.lanes import MAIN, lane_of
+from cotenant.jobs.queue.source import Message
 
 DIRECTORY = Directory(
     (
@@ -77,11 +77,16 @@ def workload_of_line(line: Mapping[str, Any]) -> str:
     return "mockups" if line["url"] == "/v1/mockups" else "writer"
 
 
-def sent_of(kind: str, number: int, rng: random.Random, attributes: Mapping[str, str], *, own_lane: bool) -> Sent:
+def sent_of(
+    kind: str, number: int, rng: random.Random, attributes: Mapping[str, str], *, own_lane: bool, key: str = ""
+) -> Sent:
     """A message of this kind. One without attributes has no batch, so its job is known once it has a message id."""
     line = line_of(kind if kind != "malformed" else "quick", number, rng)
     lane = lane_of(workload_of_line(line)) if own_lane else MAIN
+    if key:
+        # Order is kept within a lane, and jobs of the main lane go on to that of their workload.
+        line["body"]["key"] = key = f"{key} of {workload_of_line(line)}, {'own' if own_lane else 'main'} lane"
     if kind == "malformed":
         return Sent(Message(b'{"custom_id": "m%d"' % number, attributes), lane, kind)
     data = json.dumps(line).encode()
-    return Sent(Message(data, attributes), lane, kind, parse_job(data, attributes, "") if attributes else None)
+    return Sent(Message(data, attributes, key), lane, kind, parse_job(data, attributes, "") if attributes else None)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cotenant.config import Jobs
-from cotenant.jobs import keys
-from cotenant.jobs.batcher import Batcher
-from cotenant.jobs.memory import MemoryLanes
+from cotenant.jobs.ingress.batcher import Batcher
+from cotenant.jobs.ingress.pump import Pump
 from cotenant.jobs.model import Identity, Job, Result, parse_line
-from cotenant.jobs.pump import Pump
+from cotenant.jobs.queue.memory import MemoryLanes
+from cotenant.jobs.store import keys
 from cotenant.outbound.delivery import InMemoryDeliver
 from tests.contracts.chaos_clients import Accepted, Clients
 from tests.contracts.chaos_jobs import FAIL_FOR_EVER, Sent
@@ -50,6 +50,7 @@ def check_forgotten(name: str, pump: Pump) -> None:
         "held": pump._held,
         "owners": steps._owners,
         "last of key": pump._last_of_key,
+        "counted": {**pump._census._noted, **{w: n for w, n in pump._census._held_of_lane.items() if n}},
         "running": {w: n for w, n in steps.slots.running.items() if n},
         "publishing": [p for p in steps._publishers.values() if _pending(p)],
     }
@@ -93,6 +94,7 @@ class Verdict:
             self._check_single(single.kind, shown, single.id)
             if single.webhook:
                 assert any(single.id.encode() in posted.body for posted in self.deliver.posted), f"{single} untold"
+        self._check_order()
         queued = [key for key in self.objects.objects if key.startswith(keys.QUEUED)]
         assert not queued, f"ended, and still in the queue: {queued}"
 
@@ -116,6 +118,16 @@ class Verdict:
                 result = self._result(sent.job.identity)
                 assert result is None or told[sent.job.identity], f"the result of {sent} was not told"
                 self._check_job(sent, sent.job, result, dead[sent.message.data])
+
+    def _check_order(self) -> None:
+        """Jobs of one ordering key and lane have got their results in their order."""
+        by_key: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for sent in self.clients.sent:
+            if sent.message.ordering_key and sent.job is not None:
+                by_key[sent.message.ordering_key, sent.lane].append(sent.job.identity.job_id)
+        for key, jobs in by_key.items():
+            times = [self.objects.visible_at_s[job] for job in jobs if job in self.objects.visible_at_s]
+            assert times == sorted(times), f"jobs of {key} ended at {times}"
 
     def _result(self, identity: Identity) -> Result | None:
         data = self.objects.objects.get(keys.result_key(identity))
@@ -162,9 +174,10 @@ class Verdict:
         return identity.job_id in at_s or f"{identity.tenant}/{identity.batch}" in at_s
 
     def _check_cancelled(self, run: Run) -> None:
-        """What is cancelled is not begun any more, and what runs of it ends."""
+        """What is cancelled is not begun any more, and what runs of it ends; unless it was given up in between."""
         at_s = self.clients.cancelled_at_s.get(run.job_id)
-        if at_s is not None and not run.orphan:
+        given_up = self.clients.key_of.get(run.job_id, "").replace("/results/", "/dead/") in self.objects.objects
+        if at_s is not None and not run.orphan and not given_up:
             late_s = run.ended_s - max(at_s, self.trouble_until_s)
             assert late_s < 20, f"{run} ran on for {late_s:.0f} s after it was cancelled"
 

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from cotenant.calls import Call, Reply, StreamedReply, WorkloadStatus, error_reply
+from cotenant.calls import Call, Reply, StreamedReply, Together, Trip, WorkloadStatus, error_reply
 from cotenant.errors import (
     BudgetExceeded,
     CotenantError,
@@ -30,9 +30,9 @@ from cotenant.errors import (
     WorkloadUnavailable,
 )
 from cotenant.jobs.clock import EPOCH_S
-from cotenant.jobs.memory import MemoryLanes, MemorySource
-from cotenant.jobs.objects import Entry, MemoryObjects
-from cotenant.jobs.source import Delivery, Message
+from cotenant.jobs.queue.memory import MemoryLanes, MemorySource
+from cotenant.jobs.queue.source import Delivery, Message
+from cotenant.jobs.store.objects import Entry, MemoryObjects
 
 PNG = b"\x89PNG"
 
@@ -299,7 +299,7 @@ class Workshop:
         self.busy: Counter[tuple[str, str]] = Counter()
         """Calls that a pump has running at a workload."""
         self.calling: set[tuple[str, str]] = set()
-        """Pumps and the jobs that they have running."""
+        """Pumps and the jobs, and ordering keys, that they have running."""
         self.wrongs: list[str] = []
         self.told_down_until_s = 0.0
         self.hangs = False
@@ -319,6 +319,11 @@ class Workshop:
             self.wrongs.append(f"{pump} runs {call.request_id} without looking for its result")
         wire.looked.discard(key or "")
         self.calling.add(job)
+        ordering_key = json.loads(call.body).get("key")
+        if ordering_key is not None and (pump, ordering_key) in self.calling:
+            self.wrongs.append(f"{pump} runs two jobs of {ordering_key} at once")
+        if ordering_key is not None:
+            self.calling.add((pump, ordering_key))
         self.busy[pump, workload] += 1
         if self.busy[pump, workload] > self.slots[workload]:
             self.wrongs.append(f"{pump} runs {self.busy[pump, workload]} jobs of {workload} at once")
@@ -337,7 +342,7 @@ class Workshop:
                 run.cancel()
             raise
         finally:
-            self.calling.discard(job)
+            self.calling -= {job, (pump, ordering_key or "")}
             self.busy[pump, workload] -= 1
 
     async def _run(self, pump: str, wire: Wire, floor: Floor, call: Call) -> Reply:
@@ -412,6 +417,9 @@ class WiredBackend:
             raise
         self._shop.failed[call.request_id] += reply.status >= 500
         return reply
+
+    def call_many(self, workload: str, calls: Sequence[Call]) -> Trip:
+        return Together([self.call(workload, call) for call in calls])
 
     async def stream(self, workload: str, call: Call) -> StreamedReply:
         raise NotImplementedError

@@ -21,12 +21,12 @@ from cotenant.calls import Reply
 from cotenant.cli import jobs_door, main
 from cotenant.config import Jobs
 from cotenant.jobs import model
-from cotenant.jobs.clerk import Clerk
+from cotenant.jobs.clerk.clerk import Clerk
+from cotenant.jobs.clerk.webhooks import Webhooks
+from cotenant.jobs.desk.references import resolve_files
 from cotenant.jobs.errand import Errand
-from cotenant.jobs.references import resolve_files
-from cotenant.jobs.source import Delivery, Message
-from cotenant.jobs.store import ResultStore, open_store
-from cotenant.jobs.webhooks import Webhooks
+from cotenant.jobs.queue.source import Delivery, Message
+from cotenant.jobs.store.results import ResultStore, open_store
 from cotenant.outbound.delivery import InMemoryDeliver
 from cotenant.outbound.webhooks import Secrets
 from tests.contracts.jobs_house import DIRECTORY

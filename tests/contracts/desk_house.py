@@ -12,17 +12,17 @@ from cotenant.calls import Reply
 from cotenant.calls.desk import Json
 from cotenant.config import Jobs
 from cotenant.errors import SourceUnavailable, StoreUnavailable
-from cotenant.jobs.batches import Batches
-from cotenant.jobs.clerk import Clerk
-from cotenant.jobs.desk import Desk
+from cotenant.jobs.clerk.clerk import Clerk
+from cotenant.jobs.clerk.webhooks import Webhooks, webhook_check
+from cotenant.jobs.desk.batches import Batches
+from cotenant.jobs.desk.desk import Desk
+from cotenant.jobs.desk.files import Files
 from cotenant.jobs.errand import Errand
-from cotenant.jobs.files import Files
 from cotenant.jobs.model import Job, Result, parse_job, result_line
-from cotenant.jobs.objects import Entry, MemoryObjects, Objects
-from cotenant.jobs.records import Board, Records, WorkloadPace
-from cotenant.jobs.source import Delivery, Message
-from cotenant.jobs.store import ResultStore
-from cotenant.jobs.webhooks import Webhooks, webhook_check
+from cotenant.jobs.queue.source import Delivery, Message
+from cotenant.jobs.store.objects import Entry, MemoryObjects, Objects
+from cotenant.jobs.store.records import Board, Records, WorkloadPace
+from cotenant.jobs.store.results import ResultStore
 from cotenant.outbound.delivery import InMemoryDeliver
 from cotenant.outbound.webhooks import Answered, Secret, Secrets
 from tests.contracts.jobs_house import DIRECTORY

@@ -15,9 +15,9 @@ import pytest
 
 from cotenant.config import Jobs
 from cotenant.errors import MalformedJob
-from cotenant.jobs.dead import FORWARDED_BY_QUEUE, DeadLetters, everything, with_ids
-from cotenant.jobs.lanes import CLERK, MAIN, lane_of, topic_of
-from cotenant.jobs.source import MAX_MESSAGE_BYTES, Delivery, JobSource, Message, backstop_attempts
+from cotenant.jobs.queue.dead import FORWARDED_BY_QUEUE, DeadLetters, everything, with_ids
+from cotenant.jobs.queue.lanes import CLERK, MAIN, lane_of, topic_of
+from cotenant.jobs.queue.source import MAX_MESSAGE_BYTES, Delivery, JobSource, Message, backstop_attempts
 
 LEASE_S = 10
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cotenant.calls import Call, Directory, Reply, Served
-from cotenant.jobs.objects import MemoryObjects
-from cotenant.jobs.source import Message
-from cotenant.jobs.store import ResultStore
+from cotenant.jobs.queue.source import Message
+from cotenant.jobs.store.objects import MemoryObjects
+from cotenant.jobs.store.results import ResultStore
 
 DIRECTORY = Directory(
     (

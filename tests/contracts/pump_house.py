@@ -16,11 +16,11 @@ from cotenant.errors import (
 )
 from cotenant.jobs.clock import ManualClock
 from cotenant.jobs.errand import Clerk, Errand
-from cotenant.jobs.lanes import MAIN
-from cotenant.jobs.memory import MemoryLanes
+from cotenant.jobs.ingress.pump import Pump
 from cotenant.jobs.model import Job, Result
-from cotenant.jobs.pump import Pump
-from cotenant.jobs.source import Message
+from cotenant.jobs.queue.lanes import MAIN
+from cotenant.jobs.queue.memory import MemoryLanes
+from cotenant.jobs.queue.source import Message
 from tests.contracts.jobs_house import DIRECTORY, FlakyStore, echo, message, picture
 
 JOBS = Jobs(lease_s=10, max_attempts=3, look_ahead=2)

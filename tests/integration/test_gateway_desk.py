@@ -22,9 +22,9 @@ from cotenant.config.model import Gateway
 from cotenant.gateway.app import create_app
 from cotenant.gateway.keys import load_keys
 from cotenant.gateway.server import HttpServer
-from cotenant.jobs.desk import Desk
-from cotenant.jobs.memory import MemorySource
-from cotenant.jobs.store import ResultStore, open_store
+from cotenant.jobs.desk.desk import Desk
+from cotenant.jobs.queue.memory import MemorySource
+from cotenant.jobs.store.results import ResultStore, open_store
 from cotenant.telemetry.metrics import GatewayMetrics
 
 pytestmark = pytest.mark.integration

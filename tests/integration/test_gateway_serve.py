@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
-from cotenant.calls import Reply
+from cotenant.calls import Reply, error_reply
 from cotenant.config import Jobs, Platform
 from cotenant.gpu.plan import plan
 from cotenant.manifests.serve import serve_config
@@ -44,10 +45,12 @@ def serve() -> Iterator[Any]:
 
 def _workload(serve: Any) -> Any:
     class Replica:
-        """Answers with the template's name; a body with `sleep_s` takes that long."""
+        """Answers with the template's name; a body with `sleep_s` takes that long, one with `refuse` is refused."""
 
         async def call(self, call: Any) -> Any:
             body = json.loads(call.body)
+            if body.get("refuse"):
+                return error_reply(400, "no such size")
             await asyncio.sleep(body.get("sleep_s", 0))
             return Reply(200, b"\x89PNG" + body["template"].encode(), "image/png")
 
@@ -78,7 +81,31 @@ def a_platform(store: str, **jobs: Any) -> Platform:
     )
 
 
-def test_a_job_goes_in_by_http_and_its_picture_comes_out(serve: Any, tmp_path: Path) -> None:
+def made_by_batch(url: str) -> None:
+    """A batch of pictures by the OpenAI client; its endpoint is ours."""
+    lines = [
+        {"custom_id": f"c-{n}", "method": "POST", "url": "/v1/mockups", "body": {"template": "mug", "refuse": n == 20}}
+        for n in range(21)
+    ]
+    data = "\n".join(json.dumps(line) for line in lines).encode()
+    with openai.OpenAI(base_url=url, api_key="sk-acme", max_retries=0, timeout=60) as client:
+        file = client.files.create(file=("mugs.jsonl", data), purpose="batch")
+        endpoint: Any = "/v1/mockups"
+        made = client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")
+        ended = wait_for(
+            lambda: (seen := client.batches.retrieve(made.id)).status in ("completed", "failed", "expired") and seen
+        )
+        assert (ended.status, ended.errors) == ("completed", None)
+        counts = ended.request_counts
+        assert (counts.total, counts.completed, counts.failed) == (21, 20, 1)
+        output = [json.loads(line) for line in client.files.content(ended.output_file_id).text.splitlines()]
+        assert {line["custom_id"] for line in output} == {f"c-{n}" for n in range(20)}
+        assert output[0]["response"]["body"]["content_type"] == "image/png"
+        [failed] = client.files.content(ended.error_file_id).text.splitlines()
+        assert json.loads(failed)["custom_id"] == "c-20"
+
+
+def test_jobs_and_a_batch_go_in_by_http_and_their_pictures_come_out(serve: Any, tmp_path: Path) -> None:
     platform = a_platform(str(tmp_path / "results"))
     deploy(platform)
     wait_for(lambda: {apps(serve).get(name) for name in ("gateway", "ingress")} == {"RUNNING"})
@@ -98,9 +125,7 @@ def test_a_job_goes_in_by_http_and_its_picture_comes_out(serve: Any, tmp_path: P
         waiting = client.post("/v1/jobs", json=job, headers={"prefer": "wait=40"})
         assert waiting.json()["status"] == "succeeded"
 
-        kept = client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a.jsonl", b"{}\n")})
-        assert kept.status_code == 200, kept.text
-        assert client.get(f"/v1/files/{kept.json()['id']}/content").content == b"{}\n"
+        made_by_batch(f"http://127.0.0.1:{platform.gateway.port}/v1")
 
         deploy(a_platform(str(tmp_path / "results"), ingresses=0).model_copy(update={"gateway": platform.gateway}))
         wait_for(lambda: client.get("/v1/jobs").status_code == 404)

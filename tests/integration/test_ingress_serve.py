@@ -22,10 +22,12 @@ import pytest
 from cotenant.calls import Directory, Reply
 from cotenant.cli.machine.state import RunState
 from cotenant.config import Jobs
-from cotenant.jobs.batch import collect, read_jobs, submit
-from cotenant.jobs.source import Message
-from cotenant.jobs.store import open_store
+from cotenant.jobs.collecting import collect
+from cotenant.jobs.queue.source import Message
+from cotenant.jobs.reading import read_jobs
+from cotenant.jobs.store.results import open_store
 from tests.contracts.jobs_house import DIRECTORY, chat, render
+from tests.contracts.published_batch import publish_batch
 
 pytestmark = pytest.mark.integration
 
@@ -116,7 +118,7 @@ async def test_jobs_go_through_the_ingress_and_survive_its_workload(serve: Any, 
     lines = [json.dumps(chat(f"c{n}") if n % 2 else render(f"r{n}")).encode() for n in range(20)]
     lines.append(json.dumps(chat("deadly", die_once=marker)).encode())
     batch = read_jobs(lines, "jobs.jsonl", tenant="acme", batch="b1")
-    await submit(batch, store, publish)
+    await publish_batch(batch, store, publish)
     output: list[bytes] = []
     collected = await collect(store, output.append, tenant="acme", batch="b1", timeout_s=60)
     assert (collected.written, collected.failed, collected.missing) == (21, 0, ())
@@ -138,7 +140,7 @@ async def test_jobs_go_through_the_ingress_and_survive_its_workload(serve: Any, 
 
     # A drain lets what runs finish.
     slow = read_jobs([json.dumps(chat("slow", sleep_s=4)).encode()], "jobs.jsonl", tenant="acme", batch="b2")
-    await submit(slow, store, publish)
+    await publish_batch(slow, store, publish)
     await asyncio.to_thread(
         wait_for, lambda: ingress.stats.remote().result(timeout_s=30)["running_by_workload"].get("writer") == 1
     )

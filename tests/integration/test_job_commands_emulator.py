@@ -21,13 +21,13 @@ import pytest
 from PIL import Image
 
 from cotenant.calls import Call, InMemoryBackend, Reply, error_reply
-from cotenant.jobs import emulator
-from cotenant.jobs.clerk import Clerk
-from cotenant.jobs.lanes import MAIN
-from cotenant.jobs.pubsub import PubSubLanes
-from cotenant.jobs.pump import Pump
-from cotenant.jobs.store import open_store
-from cotenant.jobs.webhooks import Webhooks
+from cotenant.jobs.clerk.clerk import Clerk
+from cotenant.jobs.clerk.webhooks import Webhooks
+from cotenant.jobs.ingress.pump import Pump
+from cotenant.jobs.queue import emulator
+from cotenant.jobs.queue.lanes import MAIN
+from cotenant.jobs.queue.pubsub import PubSubLanes
+from cotenant.jobs.store.results import open_store
 from cotenant.outbound.delivery import InMemoryDeliver
 from cotenant.outbound.webhooks import Secrets
 from tests.contracts.command_house import cotenant, file_of, soon

@@ -14,15 +14,19 @@ import pytest
 from cotenant.calls import Call, InMemoryBackend, Reply, error_reply
 from cotenant.config import Jobs
 from cotenant.errors import EnvironmentFault
-from cotenant.jobs import emulator
-from cotenant.jobs.batch import collect, new_batch_id, read_jobs, submit
-from cotenant.jobs.pubsub import PubSubSource
-from cotenant.jobs.pump import Pump
-from cotenant.jobs.settlement import Outcome
-from cotenant.jobs.source import Delivery
-from cotenant.jobs.store import open_store
+from cotenant.jobs.collecting import collect
+from cotenant.jobs.desk.batches import new_batch_id
+from cotenant.jobs.ingress.pump import Pump
+from cotenant.jobs.ingress.settlement import Outcome
+from cotenant.jobs.queue import emulator
+from cotenant.jobs.queue.lanes import lane_of
+from cotenant.jobs.queue.pubsub import PubSubLanes, PubSubSource
+from cotenant.jobs.queue.source import Delivery
+from cotenant.jobs.reading import read_jobs
+from cotenant.jobs.store.results import open_store
 from tests.contracts.job_source import contract_jobs
 from tests.contracts.jobs_house import DIRECTORY, FlakyStore, chat, echo, eventually, message, picture, render
+from tests.contracts.published_batch import publish_batch
 
 pytestmark = pytest.mark.integration
 
@@ -44,6 +48,10 @@ async def open_source(jobs: Jobs, host: str) -> PubSubSource:
     source = PubSubSource(jobs, emulator_host=host, pull_wait_s=1.0)
     await source.setup()
     return source
+
+
+def lanes(jobs: Jobs, host: str) -> PubSubLanes:
+    return PubSubLanes(jobs, emulator_host=host)
 
 
 async def drain_topic(jobs: Jobs, subscription: str, host: str) -> list[Delivery]:
@@ -89,7 +97,13 @@ async def test_two_hundred_mixed_messages_all_end_and_each_result_is_created_onc
     duplicates = [message(line) for line in good[:20]]
     await source.publish(jobs.topic, [*messages, *duplicates])
 
-    pump = Pump(jobs, source, store, InMemoryBackend({"writer": writer, "mockups": picture}, slots=4), DIRECTORY)
+    pump = Pump(
+        jobs,
+        lanes(jobs, emulator_host),
+        store,
+        InMemoryBackend({"writer": writer, "mockups": picture}, slots=4),
+        DIRECTORY,
+    )
     pump.start()
     expected = 120 + 20 + 20 + 20 + 20
     settled = (Outcome.DONE, Outcome.REFUSED, Outcome.ALREADY_DONE, Outcome.MALFORMED)
@@ -101,7 +115,7 @@ async def test_two_hundred_mixed_messages_all_end_and_each_result_is_created_onc
     assert pump.settled[Outcome.ALREADY_DONE] == 20
     assert pump.settled[Outcome.MALFORMED] == 20
     assert pump.settled[Outcome.ENGINE_ERROR] == 20
-    assert len(store.created) == len(set(store.created)) == 160
+    assert len(store.results) == len(set(store.results)) == 160
     assert all(calls[job_id] <= 2 for job_id in calls)
 
     dead = await drain_topic(jobs, f"{jobs.dead_letter}-kept", emulator_host)
@@ -130,7 +144,13 @@ async def test_what_a_killed_pump_held_is_done_by_the_next_one(jobs: Jobs, emula
 
     first_source = await open_source(jobs, emulator_host)
     await first_source.publish(jobs.topic, [message(chat(f"c{n}")) for n in range(6)])
-    first = Pump(jobs, first_source, store, InMemoryBackend({"writer": hang, "mockups": picture}, slots=4), DIRECTORY)
+    first = Pump(
+        jobs,
+        lanes(jobs, emulator_host),
+        store,
+        InMemoryBackend({"writer": hang, "mockups": picture}, slots=4),
+        DIRECTORY,
+    )
     first.start()
     await eventually(lambda: first.stats().running == 4)
     for task in [task for task in asyncio.all_tasks() if task.get_name().startswith(("job-", "jobs-"))]:
@@ -138,12 +158,18 @@ async def test_what_a_killed_pump_held_is_done_by_the_next_one(jobs: Jobs, emula
     await first_source.close()
 
     second_source = await open_source(jobs, emulator_host)
-    second = Pump(jobs, second_source, store, InMemoryBackend({"writer": echo, "mockups": picture}), DIRECTORY)
+    second = Pump(
+        jobs,
+        lanes(jobs, emulator_host),
+        store,
+        InMemoryBackend({"writer": echo, "mockups": picture}),
+        DIRECTORY,
+    )
     second.start()
     await eventually(lambda: second.settled[Outcome.DONE] == 6, within_s=jobs.lease_s + 15)
     await second.drain(1)
     await second_source.close()
-    assert len(store.created) == 6
+    assert len(store.results) == 6
 
 
 async def test_work_longer_than_the_lease_is_done_once(jobs: Jobs, emulator_host: str) -> None:
@@ -157,7 +183,13 @@ async def test_work_longer_than_the_lease_is_done_once(jobs: Jobs, emulator_host
 
     source = await open_source(jobs, emulator_host)
     await source.publish(jobs.topic, [message(chat("slow"))])
-    pump = Pump(jobs, source, FlakyStore(), InMemoryBackend({"writer": slow, "mockups": picture}), DIRECTORY)
+    pump = Pump(
+        jobs,
+        lanes(jobs, emulator_host),
+        FlakyStore(),
+        InMemoryBackend({"writer": slow, "mockups": picture}),
+        DIRECTORY,
+    )
     pump.start()
     await eventually(lambda: pump.settled[Outcome.DONE] == 1, within_s=jobs.lease_s * 3)
     await pump.drain(1)
@@ -176,18 +208,23 @@ async def test_a_drain_hands_back_what_has_not_begun(jobs: Jobs, emulator_host: 
     source = await open_source(jobs, emulator_host)
     await source.publish(jobs.topic, [message(chat(f"c{n}")) for n in range(10)])
     pump = Pump(
-        jobs, source, FlakyStore(), InMemoryBackend({"writer": patient, "mockups": picture}, slots=4), DIRECTORY
+        jobs,
+        lanes(jobs, emulator_host),
+        FlakyStore(),
+        InMemoryBackend({"writer": patient, "mockups": picture}, slots=4),
+        DIRECTORY,
     )
     pump.start()
-    await eventually(lambda: pump.stats().running == 4 and pump.stats().waiting == 4)
+    await eventually(lambda: pump.stats().running == 4 and pump.stats().waiting >= 2)
     draining = asyncio.create_task(pump.drain(10))
     await asyncio.sleep(0.1)
     go_on.set()
     await draining
     assert pump.settled[Outcome.DONE] == 4
-    again = []
+    lane = lanes(jobs, emulator_host).open(lane_of("writer"))
+    again: set[str] = set()
     for _ in range(5):
-        again += await source.pull(10)
+        again |= {json.loads(d.data)["custom_id"] for d in [*await source.pull(10), *await lane.pull(10)]}
     assert len(again) == 6
     await source.close()
 
@@ -197,13 +234,19 @@ async def test_a_file_goes_out_and_its_results_come_back_in_order(
 ) -> None:
     source = await open_source(jobs, emulator_host)
     store = open_store(str(tmp_path / "results"))
-    pump = Pump(jobs, source, store, InMemoryBackend({"writer": echo, "mockups": picture}), DIRECTORY)
+    pump = Pump(
+        jobs,
+        lanes(jobs, emulator_host),
+        store,
+        InMemoryBackend({"writer": echo, "mockups": picture}),
+        DIRECTORY,
+    )
     pump.start()
     batch = new_batch_id()
     lines = [json.dumps(chat(f"c{n}") if n % 2 else render(f"r{n}")).encode() for n in range(20)]
     lines.append(json.dumps(chat("large", padding="x" * (2 << 20))).encode())
     submitted = read_jobs(lines, "jobs.jsonl", tenant="acme", batch=batch, directory=DIRECTORY)
-    await submit(submitted, store, lambda messages: source.publish(jobs.topic, messages))
+    await publish_batch(submitted, store, lambda messages: source.publish(jobs.topic, messages))
     output: list[bytes] = []
     collected = await collect(store, output.append, tenant="acme", batch=batch, timeout_s=60)
     await pump.drain(5)

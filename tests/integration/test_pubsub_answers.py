@@ -8,13 +8,15 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+from google.auth.credentials import AnonymousCredentials
+from google.auth.exceptions import DefaultCredentialsError
 
 from cotenant.config import Jobs
 from cotenant.errors import SourceUnavailable
-from cotenant.jobs import pubsub, pubsub_client
-from cotenant.jobs.pubsub import PubSubSource
-from cotenant.jobs.pubsub_admin import PubSubAdmin
-from cotenant.jobs.source import Message
+from cotenant.jobs.queue import pubsub, pubsub_client
+from cotenant.jobs.queue.pubsub import PubSubSource
+from cotenant.jobs.queue.pubsub_admin import PubSubAdmin
+from cotenant.jobs.queue.source import Message
 from tests.contracts.scripted_pubsub import Refusal, ScriptedPubSub, scripted_pubsub
 
 pytestmark = pytest.mark.integration
@@ -132,7 +134,14 @@ async def test_who_may_only_use_what_is_there_sets_nothing_up_and_goes_on(
     pubsub_server.judge = lambda method, request: denied if method.startswith("Create") else None
     await source.setup()
     assert list(await source.pull(3)) == []
-    assert [request.max_messages for request in pubsub_server.of("Pull")] == [3]
+    assert {request.max_messages for request in pubsub_server.of("Pull")} == {3}
+
+
+async def test_a_queue_that_says_at_once_that_it_is_empty_is_not_asked_as_fast_as_it_can_answer(
+    pubsub_server: ScriptedPubSub, source: PubSubSource
+) -> None:
+    assert list(await source.pull(1)) == []
+    assert 2 <= len(pubsub_server.of("Pull")) <= 6
 
 
 async def test_who_may_not_even_look_is_told_where_the_roles_are_listed(pubsub_server: ScriptedPubSub) -> None:
@@ -141,3 +150,36 @@ async def test_who_may_not_even_look_is_told_where_the_roles_are_listed(pubsub_s
     with pytest.raises(SourceUnavailable, match=r"did not look up the topic jobs: 403 no; docs/pubsub.md lists"):
         await admin.topic("jobs")
     await admin.close()
+
+
+async def test_without_an_emulator_the_clients_are_googles_with_our_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(pubsub_client.EMULATOR_ENV, raising=False)
+    monkeypatch.setattr(pubsub_client.google.auth, "default", lambda scopes: (AnonymousCredentials(), "shop"))
+    options: list[dict[str, Any]] = []
+    create = grpc.aio.secure_channel
+
+    def seen(target: str, credentials: Any, options_: Any = None, **named: Any) -> Any:
+        options.append({"target": target, **dict(named["options"])})
+        return create(target, credentials, **named)
+
+    monkeypatch.setattr(grpc.aio, "secure_channel", seen)
+    connection = pubsub_client.Connection("shop")
+    await connection.hold(None)
+    assert [one["target"] for one in options] == ["pubsub.googleapis.com:443"] * 2
+    for one in options:
+        assert one["grpc.keepalive_time_ms"] == 30_000
+        assert one["grpc.max_reconnect_backoff_ms"] == 3000
+        assert one["grpc.max_receive_message_length"] == -1
+    await connection.release(None)
+
+
+async def test_without_credentials_it_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(scopes: Any) -> Any:
+        raise DefaultCredentialsError("Your default credentials were not found.")
+
+    monkeypatch.delenv(pubsub_client.EMULATOR_ENV, raising=False)
+    monkeypatch.setattr(pubsub_client.google.auth, "default", none)
+    with pytest.raises(
+        SourceUnavailable, match=r"Pub/Sub project cotenant did not connect: .*COTENANT_JOBS_SOURCE=memory"
+    ):
+        await PubSubSource(Jobs()).pull(1)

@@ -21,13 +21,13 @@ import pytest_asyncio
 
 from cotenant.config import Jobs
 from cotenant.errors import SourceUnavailable
-from cotenant.jobs import emulator, pubsub_client
-from cotenant.jobs.lanes import MAIN, lane_of, topic_of
-from cotenant.jobs.pubsub import PubSubLanes, PubSubSource
-from cotenant.jobs.pubsub_admin import PubSubAdmin
-from cotenant.jobs.setup import Part, agent_rights, apply, check, found, own_rights
-from cotenant.jobs.source import Message
-from cotenant.jobs.topology import LABELS, Step, labels_of, wanted, within
+from cotenant.jobs.queue import emulator, pubsub_client
+from cotenant.jobs.queue.lanes import MAIN, lane_of, topic_of
+from cotenant.jobs.queue.pubsub import PubSubLanes, PubSubSource
+from cotenant.jobs.queue.pubsub_admin import PubSubAdmin
+from cotenant.jobs.queue.setup import Part, agent_rights, apply, check, found, own_rights
+from cotenant.jobs.queue.source import Message
+from cotenant.jobs.queue.topology import LABELS, Step, labels_of, wanted, within
 from tests.contracts.job_source import JobSourceContract, contract_jobs
 
 pytestmark = pytest.mark.integration

@@ -15,7 +15,7 @@ from cotenant.cli import dead_door
 from cotenant.cli.amounts import duration_s
 from cotenant.cli.options import platform_options
 from cotenant.config import Platform, load_platform
-from cotenant.jobs.dead import Chosen, DeadLetter, older_than, with_ids
+from cotenant.jobs.queue.dead import Chosen, DeadLetter, older_than, with_ids
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

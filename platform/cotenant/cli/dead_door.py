@@ -16,17 +16,17 @@ from cotenant.calls.desk import Json, Page
 from cotenant.cli import job_desk, jobs_door
 from cotenant.config import Platform
 from cotenant.errors import JobError
-from cotenant.jobs import keys
-from cotenant.jobs.batches import PublishTo
-from cotenant.jobs.dead import Chosen, DeadLetter, DeadLetters, Listing, everything
+from cotenant.jobs.clerk.manifest import Manifest
+from cotenant.jobs.desk.batches import PublishTo
 from cotenant.jobs.endings import parsed
-from cotenant.jobs.keys import dead_key, result_key
-from cotenant.jobs.lanes import MAIN, lane_of, topic_of
-from cotenant.jobs.manifest import Manifest
+from cotenant.jobs.ingress.settlement import Outcome
 from cotenant.jobs.model import DEFAULT_TENANT, Identity, Wishes, canonical, digest
-from cotenant.jobs.settlement import Outcome
-from cotenant.jobs.source import Message
-from cotenant.jobs.store import Attempt, ResultStore
+from cotenant.jobs.queue.dead import Chosen, DeadLetter, DeadLetters, Listing, everything
+from cotenant.jobs.queue.lanes import MAIN, lane_of, topic_of
+from cotenant.jobs.queue.source import Message
+from cotenant.jobs.store import keys
+from cotenant.jobs.store.keys import dead_key, result_key
+from cotenant.jobs.store.results import Attempt, ResultStore
 
 _PAGE = 100
 #: Jobs submitted by themselves that are looked through for those that were given up.

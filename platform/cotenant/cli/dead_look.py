@@ -15,7 +15,7 @@ from cotenant.cli.amounts import when_text
 from cotenant.cli.options import platform_options
 from cotenant.config import Platform, load_platform
 from cotenant.errors import JobError
-from cotenant.jobs.dead import DeadLetter, Listing
+from cotenant.jobs.queue.dead import DeadLetter, Listing
 
 #: What of a message's data is shown to people.
 _SHOWN_BYTES = 400

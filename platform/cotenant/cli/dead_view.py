@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cotenant.cli.amounts import when_text
-from cotenant.jobs.dead import DeadLetter
+from cotenant.jobs.queue.dead import DeadLetter
 
 
 def show_letters(letters: Sequence[DeadLetter]) -> None:

@@ -15,7 +15,7 @@ from cotenant.cli.machine.state import RunState
 from cotenant.cli.options import platform_options
 from cotenant.config import load_platform
 from cotenant.errors import CotenantError, EnvironmentFault
-from cotenant.jobs import emulator
+from cotenant.jobs.queue import emulator
 
 DRAIN_TIMEOUT_S = 60.0
 

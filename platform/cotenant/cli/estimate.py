@@ -19,7 +19,7 @@ from cotenant.engines.pictures.refusal import BadRequest
 from cotenant.gpu.machines import node_usd_per_h
 from cotenant.gpu.plan import Plan
 from cotenant.jobs.model import Job, parse_body
-from cotenant.jobs.records import Board, pace_of
+from cotenant.jobs.store.records import Board, pace_of
 
 #: Mean seconds of a job with every slot busy, where nobody has measured: measured once on two CPU cores, with two
 #: renders of 512 x 512 pixels and 16 samples at once, and with 32 chats of 64 tokens (docs/measurements.md); an image's

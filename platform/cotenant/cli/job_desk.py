@@ -11,11 +11,11 @@ from cotenant.calls import Directory
 from cotenant.calls.desk import Page
 from cotenant.cli import jobs_door
 from cotenant.config import Platform
-from cotenant.jobs.batches import Batches, PublishTo
+from cotenant.jobs.desk.batches import Batches, PublishTo
+from cotenant.jobs.desk.singles import Singles
 from cotenant.jobs.model import Identity
-from cotenant.jobs.singles import Singles
-from cotenant.jobs.source import Message
-from cotenant.jobs.store import ResultStore
+from cotenant.jobs.queue.source import Message
+from cotenant.jobs.store.results import ResultStore
 
 _BATCHES_AT_ONCE = 100
 

@@ -15,7 +15,7 @@ from cotenant.config import Platform, load_platform
 from cotenant.errors import JobError, RequestRefused
 from cotenant.jobs.endings import CANCELLED, parsed, status_of
 from cotenant.jobs.model import DEFAULT_TENANT, Identity, Result, error_line
-from cotenant.jobs.store import ResultStore
+from cotenant.jobs.store.results import ResultStore
 
 _GONE = 404
 

@@ -19,14 +19,13 @@ from cotenant.cli.machine import ray_node
 from cotenant.cli.machine.state import RunState
 from cotenant.config import Platform
 from cotenant.errors import EnvironmentFault, SourceUnavailable
-from cotenant.jobs.batches import PublishTo
-from cotenant.jobs.lanes import MAIN
-from cotenant.jobs.source import JobSource, Message
-from cotenant.jobs.store import ResultStore, absolute_store, open_store
+from cotenant.jobs.desk.batches import PublishTo
+from cotenant.jobs.queue.publishing import LanePublisher
+from cotenant.jobs.queue.source import JobSource, Message
+from cotenant.jobs.store.results import ResultStore, absolute_store, open_store
 
 if TYPE_CHECKING:
-    from cotenant.jobs.pubsub import PubSubLanes, PubSubSource
-    from cotenant.jobs.setup import Admin
+    from cotenant.jobs.queue.setup import Admin
 
 _SUBMIT_TIMEOUT_S = 60.0
 #: How long an empty subscription of dead letters takes to say so; twice, to be sure.
@@ -99,9 +98,9 @@ async def publisher(door: Door) -> AsyncIterator[PublishTo]:
         EnvironmentFault: it has no way, and what would give it one.
     """
     if door.has_pubsub:
-        from cotenant.jobs.pubsub import PubSubLanes  # noqa: PLC0415 (Google's client takes a second to import)
+        from cotenant.jobs.queue.pubsub import PubSubLanes  # noqa: PLC0415 (Google's client takes a second to import)
 
-        opened = _Opened(door.platform.jobs.topic, PubSubLanes(door.platform.jobs, emulator_host=door.emulator))
+        opened = LanePublisher(door.platform.jobs, PubSubLanes(door.platform.jobs, emulator_host=door.emulator))
         try:
             yield opened.publish
         finally:
@@ -122,7 +121,7 @@ async def dead_letters(door: Door) -> AsyncIterator[JobSource]:
     """The subscription that dead letters wait in. Raises EnvironmentFault where there is no Pub/Sub."""
     if not door.has_pubsub:
         raise no_pubsub(door, "no dead letters wait")
-    from cotenant.jobs.pubsub import PubSubLanes  # noqa: PLC0415 (Google's client takes a second to import)
+    from cotenant.jobs.queue.pubsub import PubSubLanes  # noqa: PLC0415 (Google's client takes a second to import)
 
     lanes = PubSubLanes(door.platform.jobs, door.emulator, pull_wait_s=_PULL_WAIT_S)
     source = lanes.dead_letters()
@@ -142,7 +141,7 @@ async def admin(door: Door) -> AsyncIterator[Admin]:
     """
     if not door.has_pubsub:
         raise no_pubsub(door, "there are no topics to set up")
-    from cotenant.jobs.pubsub_admin import PubSubAdmin  # noqa: PLC0415 (Google's client takes a second to import)
+    from cotenant.jobs.queue.pubsub_admin import PubSubAdmin  # noqa: PLC0415 (Google's client takes a second to import)
 
     opened = PubSubAdmin(door.platform.jobs.project, door.emulator)
     try:
@@ -165,26 +164,6 @@ def nothing_there(platform: Platform) -> EnvironmentFault:
         f"nothing takes jobs of {platform.name} in environment {platform.environment} here: no platform runs, and "
         f"PUBSUB_EMULATOR_HOST is not set; start it with `cotenant up -e {platform.environment}`"
     )
-
-
-class _Opened:
-    """The lanes that were published to."""
-
-    def __init__(self, main_topic: str, lanes: PubSubLanes) -> None:
-        self._main_topic = main_topic
-        self._lanes = lanes
-        self._sources: dict[str, PubSubSource] = {}
-
-    async def publish(self, topic: str, messages: Sequence[Message]) -> object:
-        lane = topic.removeprefix(self._main_topic) if topic.startswith(self._main_topic) else MAIN
-        if lane not in self._sources:
-            source = self._sources[lane] = self._lanes.open(lane)
-            await source.setup()
-        return await self._sources[lane].publish(topic, messages)
-
-    async def close(self) -> None:
-        for source in self._sources.values():
-            await source.close()
 
 
 def _ingress(state: RunState) -> Any:

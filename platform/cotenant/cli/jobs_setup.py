@@ -18,9 +18,9 @@ import click
 from cotenant.cli import jobs_door
 from cotenant.cli.options import platform_options
 from cotenant.config import Platform, load_platform
-from cotenant.jobs.setup import Applied, Right, agent_rights, apply, recreate_commands
-from cotenant.jobs.setup import check as differences_of
-from cotenant.jobs.topology import Step, labels_of, wanted
+from cotenant.jobs.queue.setup import Applied, Right, agent_rights, apply, recreate_commands
+from cotenant.jobs.queue.setup import check as differences_of
+from cotenant.jobs.queue.topology import Step, labels_of, wanted
 
 _DONE = {Step.CREATE: "created", Step.UPDATE: "updated"}
 _TO_DO = {Step.CREATE: "missing", Step.UPDATE: "differs", Step.RECREATE: "differs"}

@@ -16,12 +16,12 @@ from cotenant.cli.amounts import time_text, when_text
 from cotenant.cli.options import platform_options
 from cotenant.config import Platform, load_platform
 from cotenant.errors import JobError, RequestRefused
-from cotenant.jobs import keys
+from cotenant.jobs.clerk.manifest import Manifest
 from cotenant.jobs.endings import error_of, output_of, parsed, status_of
-from cotenant.jobs.manifest import Manifest
 from cotenant.jobs.model import DEFAULT_TENANT, Identity, parse_line
-from cotenant.jobs.records import Records
-from cotenant.jobs.store import ResultStore
+from cotenant.jobs.store import keys
+from cotenant.jobs.store.records import Records
+from cotenant.jobs.store.results import ResultStore
 
 _GONE = 404
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from cotenant.calls import JSON_TYPE
 from cotenant.errors import EnvironmentFault, JobError
 from cotenant.jobs.endings import output_of, parsed
-from cotenant.jobs.keys import batch_prefix
 from cotenant.jobs.model import Identity, digest
-from cotenant.jobs.objects import Objects
+from cotenant.jobs.store.keys import batch_prefix
+from cotenant.jobs.store.objects import Objects
 
 _SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 _MAGIC = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"RIFF", ".webp"))

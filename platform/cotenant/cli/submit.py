@@ -42,11 +42,11 @@ from cotenant.errors import (
 )
 from cotenant.gpu.plan import Plan
 from cotenant.gpu.plan import plan as make_plan
-from cotenant.jobs import batch as batches
-from cotenant.jobs.batches import Batches
-from cotenant.jobs.files import MAX_BATCH_FILE_BYTES
+from cotenant.jobs.desk.batches import Batches, new_batch_id
+from cotenant.jobs.desk.files import MAX_BATCH_FILE_BYTES
 from cotenant.jobs.model import DEFAULT_TENANT, MAX_PRIORITY, MIN_PRIORITY, Job, Wishes, check_name
-from cotenant.jobs.records import Board, Records
+from cotenant.jobs.reading import read_jobs
+from cotenant.jobs.store.records import Board, Records
 
 #: Options that are a mockup's fields.
 _LOOK = ("size", "samples", "format", "quality", "fit", "seed")
@@ -117,7 +117,7 @@ def _asked(options: Mapping[str, Any]) -> _Asked:
         raise click.BadParameter("a name that begins with job_ is a job's; choose another", param_hint="--batch")
     return _Asked(
         tenant=options["tenant"],
-        batch=name or batches.new_batch_id(),
+        batch=name or new_batch_id(),
         named=name is not None,
         priority=options["priority"],
         deadline_at_s=_deadline(options["deadline"], time.time()),
@@ -207,7 +207,7 @@ def _of_designs(
 
 def _read(found: Iterable[bytes], name: str, platform: Platform, asked: _Asked) -> list[Job]:
     directory = Directory.of(platform)
-    return batches.read_jobs(found, name, tenant=asked.tenant, batch=asked.batch, directory=directory)
+    return read_jobs(found, name, tenant=asked.tenant, batch=asked.batch, directory=directory)
 
 
 def _made(

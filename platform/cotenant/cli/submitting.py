@@ -18,13 +18,13 @@ from cotenant.calls.desk import Json
 from cotenant.cli.designs import Design, Wrong, content_of
 from cotenant.cli.interrupts import Stop
 from cotenant.errors import IdentityConflict, JobError, JobsFileError, Problem, RequestRefused
-from cotenant.jobs import keys
-from cotenant.jobs.batch import MAX_PROBLEMS
-from cotenant.jobs.batches import Batches, BatchRecord
-from cotenant.jobs.files import VISION, Files, new_file_id
+from cotenant.jobs.desk.batches import Batches, BatchRecord
+from cotenant.jobs.desk.files import VISION, Files, new_file_id
+from cotenant.jobs.desk.references import Known, check_files
 from cotenant.jobs.model import Job, digest, parse_body
-from cotenant.jobs.objects import Objects
-from cotenant.jobs.references import Known, check_files
+from cotenant.jobs.reading import MAX_PROBLEMS
+from cotenant.jobs.store import keys
+from cotenant.jobs.store.objects import Objects
 
 #: Pictures of a submission are for its batch alone, and outlive it by far.
 _PICTURES_EXPIRE_S = 2_592_000

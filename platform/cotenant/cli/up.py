@@ -33,7 +33,7 @@ from cotenant.config.home import home
 from cotenant.errors import CotenantError, DeployFailed, EnvironmentFault
 from cotenant.gpu.plan import plan
 from cotenant.gpu.probe import count_gpus
-from cotenant.jobs import emulator
+from cotenant.jobs.queue import emulator
 from cotenant.manifests.serve import node_resources, serve_config
 
 POLL_S = 0.5

@@ -240,7 +240,11 @@ class Workload(Model):
     )
     cpus: float = Field(1, gt=0, le=1024, description="CPU cores a replica books on its node.")
     concurrency: int | None = Field(
-        None, ge=1, le=4096, description="Requests a replica works on at once (default: llm 32, mockup 2, image 4)."
+        None,
+        ge=1,
+        le=4096,
+        description="Slots: interactive requests a replica works on at once, and jobs in what they leave (default: "
+        "llm 32, mockup 2, image 4).",
     )
     queue: int = Field(256, ge=1, le=100_000, description="Requests that may wait at one gateway before it says 429.")
     deadline_s: float = Field(300, gt=0, le=86_400, description="A request is cancelled and answered 504 after this.")

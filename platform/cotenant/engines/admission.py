@@ -6,6 +6,7 @@ call waiting in the router; who may begin is decided here. Always true:
 - at most `slots` interactive calls are in, and a batch call enters only while fewer than `slots` calls are in;
 - so interactive work never waits for batch work here, only for interactive work; what both need (the renderer, the
   denoiser) is shared out chunk by chunk (`precedence`);
+- no more than twice the slots are in hand, which is what a budget counts (`gpu.fit`);
 - each class is served oldest first; whoever waits is let in or goes away.
 """
 

@@ -51,7 +51,7 @@ _METADATA = {
     "description": "Up to 16 texts of your own.",
 }
 _FILE_EXAMPLE = {
-    "id": "file-2b8c41d09a6f4e0c",
+    "id": "file-077640a11a5aa2ec6dfe7e33",
     "object": "file",
     "bytes": 48_213,
     "created_at": 1_795_305_600,
@@ -60,10 +60,10 @@ _FILE_EXAMPLE = {
     "status": "processed",
 }
 _BATCH_EXAMPLE = {
-    "id": "batch_7d1f0c3e5b924a68",
+    "id": "batch_b6fc63ebdfade4b6beb9701c",
     "object": "batch",
     "endpoint": "/v1/chat/completions",
-    "input_file_id": "file-2b8c41d09a6f4e0c",
+    "input_file_id": "file-077640a11a5aa2ec6dfe7e33",
     "completion_window": "24h",
     "status": "in_progress",
     "created_at": 1_795_305_610,
@@ -75,7 +75,7 @@ _BATCH_EXAMPLE = {
     "metadata": {"season": "spring"},
 }
 _JOB_EXAMPLE = {
-    "id": "single_5f0e9a61c2d84b3790ab12cd.single_5f0e9a61c2d84b3790ab12cd",
+    "id": "job_5f0e9a61c2d84b3790ab12cd",
     "object": "job",
     "status": "queued",
     "created_at": 1_795_305_620,
@@ -184,7 +184,11 @@ SCHEMAS: dict[str, _Json] = {
     "Deleted": _object({"id": _text(), "object": {"const": "file"}, "deleted": {"type": "boolean"}}),
 }
 
-_PRIORITY = _number("Among a tenant's jobs, those with more of it go first.", default=0)
+_PRIORITY = _number("Those with more of it go first.", minimum=-10, maximum=10, default=0)
+_DEADLINE = {
+    "type": ["number", "string"],
+    "description": "Unix time in seconds, or RFC 3339 with a zone; what has not begun by then is expired.",
+}
 _WEBHOOK = _text("Who is told when it has ended: an https URL. See docs/webhooks.md.")
 _EXPIRY = _object({"anchor": _text(enum=["created_at"]), "seconds": _number()})
 _BATCH_BODY = _object(
@@ -195,6 +199,7 @@ _BATCH_BODY = _object(
         "output_expires_after": _EXPIRY,
         "metadata": _METADATA,
         "priority": _PRIORITY,
+        "deadline": _DEADLINE,
         "webhook_url": _WEBHOOK,
     },
     required=("input_file_id", "endpoint", "completion_window"),
@@ -206,10 +211,7 @@ _JOB_BODY = _object(
         "body": {"type": "object", "description": "What the route takes as its JSON body."},
         "custom_id": _text("Your own name for it."),
         "priority": _PRIORITY,
-        "deadline": {
-            "type": ["number", "string"],
-            "description": "Unix time in seconds, or RFC 3339 with a zone; not begun by then, the job is expired.",
-        },
+        "deadline": _DEADLINE,
         "webhook_url": _WEBHOOK,
         "metadata": _METADATA,
     },

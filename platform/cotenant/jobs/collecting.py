@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cotenant.errors import JobError, JobsFileError, Problem
-from cotenant.jobs import keys
 from cotenant.jobs.clock import Clock, SystemClock
-from cotenant.jobs.keys import dead_key, result_key
 from cotenant.jobs.lines import lines_of
 from cotenant.jobs.model import Identity
-from cotenant.jobs.objects import Objects
-from cotenant.jobs.store import ResultStore
+from cotenant.jobs.store import keys
+from cotenant.jobs.store.keys import dead_key, result_key
+from cotenant.jobs.store.objects import Objects
+from cotenant.jobs.store.results import ResultStore
 
 _FETCH_AT_ONCE = 16
 _FIRST_POLL_S, _LAST_POLL_S = 0.2, 2.0

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from cotenant.errors import MalformedJob
 from cotenant.jobs.model import Job, Result
-from cotenant.jobs.source import Delivery, Message
+from cotenant.jobs.queue.source import Delivery, Message
 
 Kind = Literal["batch", "webhook"]
 

@@ -12,9 +12,9 @@ from cotenant.cli.amounts import duration_s, size_text, time_text
 from cotenant.cli.estimate import ASSUMED_LLM_S, ASSUMED_MOCKUP_S, Estimate, estimates
 from cotenant.config import Platform, load_platform
 from cotenant.gpu.plan import plan
-from cotenant.jobs.batch import read_jobs
 from cotenant.jobs.model import Job
-from cotenant.jobs.records import Board, WorkloadPace
+from cotenant.jobs.reading import read_jobs
+from cotenant.jobs.store.records import Board, WorkloadPace
 from tests.contracts.jobs_house import chat, render
 
 pytestmark = pytest.mark.unit

@@ -21,6 +21,7 @@ from cotenant.errors import (
 )
 from cotenant.gateway.downloads import disposition
 from cotenant.gateway.waiting import MAX_WAIT_S, pause_s, wished_wait_s
+from cotenant.jobs.desk import asked, batches
 from tests.unit.gateway.desks import DictDesk
 from tests.unit.gateway.house import House, keyring
 
@@ -385,3 +386,14 @@ async def test_the_api_description_shows_the_objects_with_examples(house: House)
     one_job = schema["paths"]["/v1/jobs/{job_id}"]["get"]
     assert [parameter["name"] for parameter in one_job["parameters"]] == ["job_id", "Prefer", "wait_s"]
     assert set(one_job["responses"]) == {"200", "4XX"}
+
+
+async def test_the_api_description_knows_every_parameter_that_the_desk_takes(house: House) -> None:
+    async with house.client() as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+
+    def described(url: str) -> set[str]:
+        return set(paths[url]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"])
+
+    assert described("/v1/batches") == batches._PARAMS
+    assert described("/v1/jobs") == set(asked._PARAMS) - {"method"}

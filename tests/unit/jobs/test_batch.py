@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from cotenant.calls import Reply, error_reply
-from cotenant.errors import IdentityConflict, JobError, JobsFileError, MalformedJob, SourceUnavailable
-from cotenant.jobs.batch import Progress, collect, new_batch_id, read_jobs, submit
+from cotenant.errors import JobError, JobsFileError, MalformedJob
 from cotenant.jobs.clock import ManualClock
-from cotenant.jobs.model import MAX_INLINE_BYTES, Job, Result, error_line, parse_job, result_line
-from cotenant.jobs.source import Message
+from cotenant.jobs.collecting import Progress, collect
+from cotenant.jobs.model import Job, Result, error_line, result_line
+from cotenant.jobs.queue.source import Message
+from cotenant.jobs.reading import read_jobs
 from tests.contracts.jobs_house import DIRECTORY, FlakyStore, chat, render
+from tests.contracts.published_batch import publish_batch
 
 pytestmark = pytest.mark.unit
 
@@ -57,56 +59,8 @@ def test_a_file_of_garbage_shows_twenty_problems_and_no_more() -> None:
     assert len(caught.value.problems) == 20
 
 
-class Topic:
-    """Takes what is published; refuses after `takes` messages."""
-
-    def __init__(self, takes: int = 1_000_000) -> None:
-        self.takes = takes
-        self.messages: list[Message] = []
-
-    async def publish(self, messages: Sequence[Message]) -> None:
-        if len(self.messages) + len(messages) > self.takes:
-            raise SourceUnavailable("full")
-        self.messages += messages
-
-
-async def test_a_batch_is_published_in_order_with_its_identity_and_its_manifest_before_it() -> None:
-    store, topic, told = FlakyStore(), Topic(), []
-    jobs = read(*[chat(f"c{n}") for n in range(1200)])
-    await submit(jobs, store, topic.publish, told.append)
-    assert told == [500, 1000, 1200]
-    assert [parse_job(m.data, m.attributes, "1") for m in topic.messages] == jobs
-    manifest = json.loads(await store.manifest("acme", "b1") or b"")
-    assert [custom_id for custom_id, _ in manifest["jobs"]] == [f"c{n}" for n in range(1200)]
-
-
-async def test_a_submission_that_broke_off_is_finished_by_submitting_it_again() -> None:
-    store, topic = FlakyStore(), Topic(takes=500)
-    jobs = read(*[chat(f"c{n}") for n in range(1200)])
-    with pytest.raises(SourceUnavailable):
-        await submit(jobs, store, topic.publish)
-    topic.takes = 1_000_000
-    await submit(jobs, store, topic.publish)
-    assert {m.attributes["custom_id"] for m in topic.messages} == {f"c{n}" for n in range(1200)}
-
-
-async def test_other_jobs_under_the_name_of_a_batch_are_refused_before_one_is_published() -> None:
-    store, topic = FlakyStore(), Topic()
-    await submit(read(chat("a")), store, topic.publish)
-    with pytest.raises(IdentityConflict, match="batch b1 exists with other jobs"):
-        await submit(read(chat("a", n=2)), store, topic.publish)
-    assert len(topic.messages) == 1
-
-
-async def test_a_large_body_travels_by_reference() -> None:
-    store, topic = FlakyStore(), Topic()
-    (job,) = read(render("big", artwork="x" * MAX_INLINE_BYTES))
-    await submit([job], store, topic.publish)
-    (message,) = topic.messages
-    assert len(message.data) < 500
-    slim = parse_job(message.data, message.attributes, "1")
-    assert slim.sha256 == job.sha256
-    assert await store.body(slim) == job.body
+async def nowhere(messages: Sequence[Message]) -> None:
+    del messages
 
 
 async def finish(store: FlakyStore, job: Job, reply: Reply) -> None:
@@ -114,9 +68,9 @@ async def finish(store: FlakyStore, job: Job, reply: Reply) -> None:
 
 
 async def test_results_come_in_the_order_of_the_file_with_failures_and_given_up_jobs_among_them() -> None:
-    store, topic = FlakyStore(), Topic()
+    store = FlakyStore()
     jobs = read(chat("a"), chat("b"), chat("c"))
-    await submit(jobs, store, topic.publish)
+    await publish_batch(jobs, store, nowhere)
     await finish(store, jobs[2], Reply(200, b"{}"))
     await finish(store, jobs[0], error_reply(400, "no"))
     await store.bury(jobs[1].identity, error_line(jobs[1].identity, "attempts_exhausted", "gave up"))
@@ -130,9 +84,9 @@ async def test_results_come_in_the_order_of_the_file_with_failures_and_given_up_
 
 
 async def test_a_job_done_after_it_was_given_up_counts_as_done() -> None:
-    store, topic = FlakyStore(), Topic()
+    store = FlakyStore()
     (job,) = jobs = read(chat("a"))
-    await submit(jobs, store, topic.publish)
+    await publish_batch(jobs, store, nowhere)
     await store.bury(job.identity, error_line(job.identity, "attempts_exhausted", "gave up"))
     await finish(store, job, Reply(200, b"{}"))
     output: list[bytes] = []
@@ -142,9 +96,9 @@ async def test_a_job_done_after_it_was_given_up_counts_as_done() -> None:
 
 
 async def test_at_the_timeout_what_is_there_is_written_and_what_is_missing_named() -> None:
-    store, topic, clock = FlakyStore(), Topic(), ManualClock()
+    store, clock = FlakyStore(), ManualClock()
     jobs = read(chat("a"), chat("b"), chat("c"))
-    await submit(jobs, store, topic.publish)
+    await publish_batch(jobs, store, nowhere)
     await finish(store, jobs[1], Reply(200, b"{}"))
     told: list[Progress] = []
     output: list[bytes] = []
@@ -164,7 +118,3 @@ async def test_at_the_timeout_what_is_there_is_written_and_what_is_missing_named
 async def test_a_batch_that_nobody_submitted_is_said_so() -> None:
     with pytest.raises(JobError, match="no batch nothing of tenant acme"):
         await collect(FlakyStore(), print, tenant="acme", batch="nothing", timeout_s=1)
-
-
-def test_batches_have_names_of_their_own() -> None:
-    assert new_batch_id() != new_batch_id()

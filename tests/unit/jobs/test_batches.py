@@ -12,12 +12,13 @@ from openai.types import Batch
 
 from cotenant.calls.desk import Page
 from cotenant.errors import IdentityConflict, RequestRefused, SourceUnavailable
-from cotenant.jobs import intake, lines, windows
-from cotenant.jobs.clerk import BATCHES_AT_ONCE
+from cotenant.jobs import lines
+from cotenant.jobs.clerk import intake, windows
+from cotenant.jobs.clerk.clerk import BATCHES_AT_ONCE
 from cotenant.jobs.errand import Errand
 from cotenant.jobs.model import MAX_INLINE_BYTES, Result, error_line
-from cotenant.jobs.objects import open_objects
-from cotenant.jobs.records import WorkloadPace
+from cotenant.jobs.store.objects import open_objects
+from cotenant.jobs.store.records import WorkloadPace
 from tests.contracts.desk_house import HOOK, START_S, House, chunks, worked
 from tests.contracts.jobs_house import chat, render
 

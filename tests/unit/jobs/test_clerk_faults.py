@@ -10,11 +10,11 @@ import pytest
 
 from cotenant.calls.desk import Json, Page
 from cotenant.errors import SourceUnavailable, StoreUnavailable
-from cotenant.jobs import windows
+from cotenant.jobs.clerk import windows
 from cotenant.jobs.errand import Errand
-from cotenant.jobs.keys import CANCELLED, active_prefix, cancelled_batch_key
 from cotenant.jobs.model import Result, result_line
-from cotenant.jobs.objects import keys
+from cotenant.jobs.store.keys import CANCELLED, active_prefix, cancelled_batch_key
+from cotenant.jobs.store.objects import keys
 from tests.contracts.desk_house import HOOK, START_S, FaultyObjects, House, chunks, worked
 from tests.contracts.jobs_house import chat, render
 

@@ -10,10 +10,10 @@ import pytest
 from cotenant.calls import Call, Reply
 from cotenant.calls.desk import Json
 from cotenant.config import Jobs
-from cotenant.jobs.clerk import Clerk
-from cotenant.jobs.desk import Desk
-from cotenant.jobs.lanes import CLERK, MAIN, lane_of
-from cotenant.jobs.webhooks import Webhooks, webhook_check
+from cotenant.jobs.clerk.clerk import Clerk
+from cotenant.jobs.clerk.webhooks import Webhooks, webhook_check
+from cotenant.jobs.desk.desk import Desk
+from cotenant.jobs.queue.lanes import CLERK, MAIN, lane_of
 from cotenant.outbound.delivery import InMemoryDeliver
 from cotenant.outbound.webhooks import Answered
 from tests.contracts.desk_house import HOOK, SECRETS, chunks

@@ -11,11 +11,11 @@ import pytest
 from cotenant.config import Jobs
 from cotenant.errors import SourceUnavailable
 from cotenant.jobs.clock import ManualClock
-from cotenant.jobs.dead import FORWARDED_BY_QUEUE, DeadLetter, DeadLetters, everything, older_than, read, with_ids
-from cotenant.jobs.lanes import MAIN
-from cotenant.jobs.memory import MemoryLanes
 from cotenant.jobs.model import ORIGIN, QUEUE_COUNT, QUEUE_SUBSCRIPTION, Identity
-from cotenant.jobs.source import (
+from cotenant.jobs.queue.dead import FORWARDED_BY_QUEUE, DeadLetter, DeadLetters, everything, older_than, read, with_ids
+from cotenant.jobs.queue.lanes import MAIN
+from cotenant.jobs.queue.memory import MemoryLanes
+from cotenant.jobs.queue.source import (
     MAX_ATTRIBUTE_BYTES,
     MAX_ATTRIBUTES,
     MAX_MESSAGE_BYTES,

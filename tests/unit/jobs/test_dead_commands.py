@@ -17,11 +17,11 @@ from cotenant.cli import jobs_door
 from cotenant.cli.machine.state import RunState
 from cotenant.config import Jobs
 from cotenant.errors import SourceUnavailable
-from cotenant.jobs.memory import MemorySource
 from cotenant.jobs.model import Identity, Result, error_line, parse_job, result_line
-from cotenant.jobs.source import Message
-from cotenant.jobs.store import Attempt
-from cotenant.jobs.topology import kept_jobs
+from cotenant.jobs.queue.memory import MemorySource
+from cotenant.jobs.queue.source import Message
+from cotenant.jobs.queue.topology import kept_jobs
+from cotenant.jobs.store.results import Attempt
 from tests.contracts.command_house import House, cotenant, file_of
 from tests.contracts.jobs_house import chat
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.jobs import emulator
-from cotenant.jobs.emulator import EmulatorCommand, find_emulator
+from cotenant.jobs.queue import emulator
+from cotenant.jobs.queue.emulator import EmulatorCommand, find_emulator
 
 pytestmark = pytest.mark.unit
 

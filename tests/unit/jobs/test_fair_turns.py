@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cotenant.jobs.slots import Slots
-from cotenant.jobs.turns import FairShare, Turn
+from cotenant.jobs.ingress.slots import Slots
+from cotenant.jobs.ingress.turns import FairShare, Turn
 
 pytestmark = pytest.mark.unit
 

@@ -10,9 +10,9 @@ from openai.types import FileDeleted, FileObject
 
 from cotenant.calls.desk import Page
 from cotenant.errors import RequestRefused, StoreUnavailable
-from cotenant.jobs import files as files_module
-from cotenant.jobs.files import Files, content_type, new_file_id
-from cotenant.jobs.objects import MemoryObjects, Objects, open_objects
+from cotenant.jobs.desk import files as files_module
+from cotenant.jobs.desk.files import Files, content_type, new_file_id
+from cotenant.jobs.store.objects import MemoryObjects, Objects, open_objects
 from tests.contracts.desk_house import START_S, chunks
 
 pytestmark = pytest.mark.unit

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cotenant.calls import Call, InMemoryBackend, Reply, Trip
 from cotenant.errors import CotenantError, DeadlineExceeded, Overloaded, ReplicaDied, UnknownWorkload
-from cotenant.jobs.grouping import Grouper
+from cotenant.jobs.ingress.grouping import Grouper
 from tests.contracts.virtual_time import in_virtual_time, run
 
 pytestmark = pytest.mark.unit

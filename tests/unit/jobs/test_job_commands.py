@@ -18,9 +18,9 @@ from cotenant.cli import jobs_door
 from cotenant.cli.output import Followed
 from cotenant.errors import SourceUnavailable
 from cotenant.jobs import model
-from cotenant.jobs.batches import BatchRecord
+from cotenant.jobs.desk.batches import BatchRecord
 from cotenant.jobs.errand import Errand
-from cotenant.jobs.records import Board, Records, WorkloadPace
+from cotenant.jobs.store.records import Board, Records, WorkloadPace
 from tests.contracts.command_house import PLATFORM, House, cotenant, file_of
 from tests.contracts.jobs_house import chat, render
 

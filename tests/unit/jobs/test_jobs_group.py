@@ -16,12 +16,12 @@ import pytest
 from cotenant.calls import Reply, error_reply
 from cotenant.cli import jobs_door
 from cotenant.config import Jobs
+from cotenant.jobs.desk.singles import Singles
 from cotenant.jobs.model import Identity, Job, Result, error_line, result_line
-from cotenant.jobs.records import Board, Records
-from cotenant.jobs.setup import MemoryAdmin
-from cotenant.jobs.singles import Singles
-from cotenant.jobs.store import Attempt
-from cotenant.jobs.topology import Subscription, labels_of, wanted
+from cotenant.jobs.queue.setup import MemoryAdmin
+from cotenant.jobs.queue.topology import Subscription, labels_of, wanted
+from cotenant.jobs.store.records import Board, Records
+from cotenant.jobs.store.results import Attempt
 from tests.contracts.command_house import House, cotenant, file_of
 from tests.contracts.jobs_house import DIRECTORY, chat, render
 

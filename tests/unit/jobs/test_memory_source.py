@@ -10,9 +10,9 @@ import pytest
 from cotenant.config import Jobs
 from cotenant.errors import SourceUnavailable
 from cotenant.jobs.clock import ManualClock
-from cotenant.jobs.lanes import CLERK, MAIN, lane_of, topic_of
-from cotenant.jobs.memory import MemoryLanes, MemorySource
-from cotenant.jobs.source import Message, backstop_attempts
+from cotenant.jobs.queue.lanes import CLERK, MAIN, lane_of, topic_of
+from cotenant.jobs.queue.memory import MemoryLanes, MemorySource
+from cotenant.jobs.queue.source import Message, backstop_attempts
 from tests.contracts.job_source import JobSourceContract, contract_jobs
 
 pytestmark = pytest.mark.unit

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.errors import EnvironmentFault, StoreUnavailable
-from cotenant.jobs.objects import MemoryObjects, Objects, open_objects
+from cotenant.jobs.store.objects import MemoryObjects, Objects, open_objects
 
 pytestmark = pytest.mark.unit
 

@@ -20,13 +20,13 @@ from cotenant.errors import (
     UnknownWorkload,
     WorkloadUnavailable,
 )
-from cotenant.jobs.lanes import MAIN, lane_of
+from cotenant.jobs.ingress.pump import MOVED_AT_ONCE, STUCK_AFTER_S
+from cotenant.jobs.ingress.settlement import Outcome
+from cotenant.jobs.ingress.work import Phase
 from cotenant.jobs.model import MAX_INLINE_BYTES, Identity, Result, error_line
-from cotenant.jobs.pump import STUCK_AFTER_S
-from cotenant.jobs.settlement import Outcome
-from cotenant.jobs.source import Message
-from cotenant.jobs.work import Phase
-from tests.contracts.jobs_house import DIRECTORY, chat, echo, render
+from cotenant.jobs.queue.lanes import MAIN, lane_of
+from cotenant.jobs.queue.source import Message
+from tests.contracts.jobs_house import DIRECTORY, chat, echo, message, render
 from tests.contracts.pump_house import JOBS, World, failing, kill
 
 pytestmark = pytest.mark.unit
@@ -350,13 +350,35 @@ async def test_no_more_is_held_than_slots_and_look_ahead_take() -> None:
     await world.publish(*[chat(f"c{n}") for n in range(60)])
     world.pump.start()
     # Twice while jobs come by both of its lanes, and what is on its way from one to the other.
-    room = 2 * (4 + JOBS.look_ahead) + 2 + JOBS.look_ahead
+    room = 2 * (4 + JOBS.look_ahead) + 2 * MOVED_AT_ONCE
     while world.lanes.unsettled:
         stats = world.pump.stats()
         assert stats.running <= 4
         assert stats.waiting + stats.running <= room
         await world.clock.advance(0.25)
     assert len(world.store.results) == 60
+
+
+async def test_a_backlog_in_a_workloads_lane_does_not_keep_the_main_lane_waiting() -> None:
+    world = World()
+
+    async def slow(call: Call) -> Reply:
+        await world.clock.sleep(1)
+        return echo(call)
+
+    world = World({"mockups": slow})
+    lane = world.lanes.open(lane_of("mockups"))
+    await lane.publish("jobs.mockups", [message(render(f"r{n}")) for n in range(20)])
+    world.pump.start()
+    world.pump.reconfigure(Directory(DIRECTORY.workloads[1:]))
+    await world.clock.advance(2)
+    await world.publish(render("by the main lane"))
+    for batch in range(10):
+        await lane.publish("jobs.mockups", [message(render(f"more{batch}-{n}")) for n in range(6)])
+        await world.clock.advance(3)
+    assert "by the main lane" in world.announced
+    assert world.lanes.unsettled > 10
+    await world.settled()
 
 
 async def test_jobs_that_can_not_be_moved_to_their_lane_are_not_hoarded() -> None:
@@ -456,6 +478,24 @@ async def test_a_drain_while_a_pull_is_on_its_way_hands_back_what_it_brings() ->
     await world.until(draining.done, within_s=10)
     (delivery,) = await pull(1)
     assert delivery.attempt == 2
+
+
+async def test_a_pump_full_of_long_jobs_is_well_though_nobody_tells_it_of_the_workloads() -> None:
+    async def long(call: Call) -> Reply:
+        await world.clock.sleep(1e6)
+        return echo(call)
+
+    async def silent() -> Mapping[str, WorkloadStatus]:
+        raise WorkloadUnavailable("the controller is dead")
+
+    world = World({"writer": long, "mockups": long})
+    await world.publish(*[chat(f"c{n}") for n in range(20)], *[render(f"r{n}") for n in range(20)])
+    world.pump.start()
+    await world.until(lambda: world.pump.stats().running == 6)
+    world.backend.status = silent  # type: ignore[method-assign]
+    for _ in range(2 * int(STUCK_AFTER_S)):
+        await world.clock.advance(1)
+        assert world.pump.stuck() is None
 
 
 async def test_a_lane_that_is_opened_while_a_drain_hands_back_does_not_end_the_drain() -> None:

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from cotenant.jobs.model import Wishes
 from tests.contracts.chaos_house import ChaosHouse
 from tests.contracts.chaos_jobs import ACCEPTED, KINDS
-from tests.contracts.chaos_plans import SOURCES, play
+from tests.contracts.chaos_plans import SOURCES, complain, play
 from tests.contracts.virtual_time import VirtualTimeLoop, run
 
 pytestmark = pytest.mark.unit
@@ -57,6 +57,7 @@ class Course(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = VirtualTimeLoop()
+        self.loop.set_exception_handler(complain)
 
     @initialize(seed=st.integers(0, 1 << 16))
     def open(self, seed: int) -> None:
@@ -73,6 +74,7 @@ class Course(RuleBasedStateMachine):
         bare=st.booleans(),
         priority=st.integers(-2, 2),
         within_s=st.none() | st.floats(0.5, 60),
+        key=st.sampled_from(["", "", "a"]),
         then_s=PAUSES_S,
     )
     def publish(
@@ -85,6 +87,7 @@ class Course(RuleBasedStateMachine):
         bare: bool,
         priority: int,
         within_s: float | None,
+        key: str,
         then_s: float,
     ) -> None:
         deadline_at_s = None if within_s is None else self.house.clock.unix_s() + within_s

@@ -17,11 +17,11 @@ from cotenant.errors import (
     StoreUnavailable,
 )
 from cotenant.jobs.errand import Errand
-from cotenant.jobs.lanes import CLERK, lane_of
+from cotenant.jobs.ingress.settlement import Outcome
 from cotenant.jobs.model import Identity, Job, Wishes
-from cotenant.jobs.records import JobRecord, Records, pace_of
-from cotenant.jobs.settlement import Outcome
-from cotenant.jobs.source import Message
+from cotenant.jobs.queue.lanes import CLERK, lane_of
+from cotenant.jobs.queue.source import Message
+from cotenant.jobs.store.records import JobRecord, Records, pace_of
 from tests.contracts.jobs_house import chat, echo, message, render
 from tests.contracts.pump_house import JOBS, Office, World, failing, kill, wish
 
@@ -207,10 +207,13 @@ async def test_what_waits_behind_a_keyed_job_that_is_handed_back_is_handed_back_
     await world.lanes.open(lane_of("writer")).publish("jobs.writer", messages)
     world.pump.start()
     await world.until(lambda: begun)
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     draining = asyncio.create_task(world.pump.drain(1))
     await world.until(draining.done, within_s=10)
     assert begun == [0]
     assert world.lanes.unsettled == 3
+    assert (complaints, world.pump._last_of_key) == ([], {})
 
 
 async def test_jobs_left_in_the_lane_of_a_workload_that_is_gone_are_told_so() -> None:

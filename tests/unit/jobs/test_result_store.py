@@ -11,7 +11,7 @@ import pytest
 from cotenant.calls import Reply
 from cotenant.errors import EnvironmentFault, IdentityConflict, JobError, MalformedJob, StoreUnavailable
 from cotenant.jobs.model import BodyRef, Identity, Job, Result, digest, result_line
-from cotenant.jobs.store import ResultStore, absolute_store, open_store, result_key
+from cotenant.jobs.store.results import ResultStore, absolute_store, open_store, result_key
 
 pytestmark = pytest.mark.unit
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 from cotenant.calls import WorkloadStatus
-from cotenant.jobs.batcher import Batcher
-from cotenant.jobs.leases import Leases
-from cotenant.jobs.slots import SETTLING_AT_MOST, Slots, ahead, room, slot_limits
+from cotenant.jobs.ingress.batcher import Batcher
+from cotenant.jobs.ingress.leases import Leases
+from cotenant.jobs.ingress.slots import SETTLING_AT_MOST, Slots, ahead, room, slot_limits
 from tests.contracts.jobs_house import DIRECTORY
 
 pytestmark = pytest.mark.unit

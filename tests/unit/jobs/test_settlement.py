@@ -6,7 +6,7 @@ import pytest
 
 from cotenant import errors
 from cotenant.calls import Reply, error_reply
-from cotenant.jobs.settlement import MAX_DELAY_S, TABLE, Action, Outcome, of_error, of_reply, settle
+from cotenant.jobs.ingress.settlement import MAX_DELAY_S, TABLE, Action, Outcome, of_error, of_reply, settle
 
 pytestmark = pytest.mark.unit
 

@@ -11,13 +11,13 @@ import pytest
 from cotenant.calls import Reply
 from cotenant.calls.desk import Json, Page
 from cotenant.errors import RequestRefused, SourceUnavailable, StoreUnavailable
-from cotenant.jobs.keys import jobs_prefix, queued_prefix
+from cotenant.jobs.desk.references import resolve_files
+from cotenant.jobs.desk.singles import estimate_s
 from cotenant.jobs.model import MAX_INLINE_BYTES, Result, error_line, result_line
-from cotenant.jobs.objects import MemoryObjects, keys, open_objects
-from cotenant.jobs.records import WorkloadPace
-from cotenant.jobs.references import resolve_files
-from cotenant.jobs.singles import estimate_s
-from cotenant.jobs.store import Attempt
+from cotenant.jobs.store.keys import jobs_prefix, queued_prefix
+from cotenant.jobs.store.objects import MemoryObjects, keys, open_objects
+from cotenant.jobs.store.records import WorkloadPace
+from cotenant.jobs.store.results import Attempt
 from tests.contracts.desk_house import HOOK, START_S, FaultyObjects, House, chunks
 
 pytestmark = pytest.mark.unit

@@ -15,9 +15,9 @@ from PIL import Image
 
 from cotenant.cli import designs, jobs_door, submitting
 from cotenant.errors import StoreUnavailable
-from cotenant.jobs.objects import MemoryObjects
-from cotenant.jobs.source import Message
-from cotenant.jobs.store import ResultStore
+from cotenant.jobs.queue.source import Message
+from cotenant.jobs.store.objects import MemoryObjects
+from cotenant.jobs.store.results import ResultStore
 from tests.contracts.command_house import House, cotenant
 
 pytestmark = pytest.mark.unit

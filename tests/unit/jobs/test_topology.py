@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cotenant.config import Jobs
-from cotenant.jobs.setup import (
+from cotenant.jobs.queue.setup import (
     OBJECT_USER,
     PUBLISHER,
     SUBSCRIBER,
@@ -24,7 +24,7 @@ from cotenant.jobs.setup import (
     part_grants,
     recreate_commands,
 )
-from cotenant.jobs.topology import (
+from cotenant.jobs.queue.topology import (
     DAY_S,
     LONGEST_RETENTION_S,
     Change,

@@ -10,10 +10,10 @@ from contextlib import suppress
 import pytest
 
 from cotenant.errors import MalformedJob, RequestRefused, SourceUnavailable, StoreUnavailable
+from cotenant.jobs.clerk.putting_off import PuttingOff
+from cotenant.jobs.clerk.webhooks import TRIED_AT_ONCE, Webhooks, webhook_check
 from cotenant.jobs.errand import Errand
 from cotenant.jobs.model import Identity, Job, Result, Wishes, error_line, result_line
-from cotenant.jobs.putting_off import PuttingOff
-from cotenant.jobs.webhooks import TRIED_AT_ONCE, Webhooks, webhook_check
 from cotenant.outbound.webhooks import SCHEDULE_S, Answered, Event, Outcome, Secrets, verify
 from tests.contracts.desk_house import HOOK, SECRETS, FaultyObjects, House, worked
 

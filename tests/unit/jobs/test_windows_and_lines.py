@@ -10,12 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotenant.calls import Reply, error_reply
-from cotenant.jobs.endings import HEAD_BYTES, error_of, output_of, parsed, status_in, status_of
-from cotenant.jobs.lines import lines_of
-from cotenant.jobs.manifest import Manifest
-from cotenant.jobs.model import Identity, Job, Result, error_line, result_line
-from cotenant.jobs.records import WorkloadPace
-from cotenant.jobs.windows import (
+from cotenant.jobs.clerk.manifest import Manifest
+from cotenant.jobs.clerk.windows import (
     BASE_WINDOW,
     MAX_LOOK_S,
     MAX_WINDOW,
@@ -26,6 +22,10 @@ from cotenant.jobs.windows import (
     to_publish,
     window,
 )
+from cotenant.jobs.endings import HEAD_BYTES, error_of, output_of, parsed, status_in, status_of
+from cotenant.jobs.lines import lines_of
+from cotenant.jobs.model import Identity, Job, Result, error_line, result_line
+from cotenant.jobs.store.records import WorkloadPace
 
 pytestmark = pytest.mark.unit
 

@@ -1,8 +1,9 @@
 """How much memory a diffusion pipeline takes: components, denoising, decoding, pictures, process. Pure.
 
 **Policy.** The *least* is one picture of the largest size, with everything offloaded that may be; the *typical* need,
-which `vram_gib: auto` takes, keeps all weights where they work and denoises `max_batch` pictures at once. Pictures
-are decoded one at a time, and in tiles where a budget is short, so decoding never asks for more than one picture.
+which `vram_gib: auto` takes, keeps all weights where they work and denoises `max_batch` pictures at once while as many
+of a batch job lie paused. Pictures are decoded one at a time, and in tiles where a budget is short, so decoding never
+asks for more than one picture.
 
 **Sources.** Component sizes are read from headers. What denoising and decoding take is a number of feature maps of
 the network's widest place, measured on a CPU with random weights of Stable Diffusion's shapes (docs/measurements.md,
@@ -37,6 +38,8 @@ _BLOCK_WIDTHS = 20
 _TEXT_TOKENS = 512
 #: A finished picture's pixel until it is encoded: float32, bytes, Pillow's, file.
 _PICTURE_BYTES_PER_PX = 30
+#: What a paused job holds for a pixel of its pictures: image, masked image and mask as float32, and its latents.
+_PAUSED_BYTES_PER_PX = 30
 #: Freed memory that allocators keep, as part of what the work takes: torch's on a GPU, the C library's on a CPU.
 _KEPT_ON_GPU, _KEPT_ON_CPU = 0.25, 0.5
 #: Side of a VAE's tile: diffusers' own.
@@ -128,12 +131,15 @@ def fit(name: str, spec: ImageSpec, accelerator: str, facts: ImageFacts, *, leas
         work = Part("decoding", decoding, formula, _MEASURED)
     share = _KEPT_ON_CPU if on.on_cpu else _KEPT_ON_GPU
     kept = Part("kept", round(share * work.bytes), f"{share:.0%} of the work: freed, kept for the next", _MEASURED)
+    pixels = f"{batch} x {spec.max_size_px}\N{SUPERSCRIPT TWO} pixels"
+    waiting = batch * spec.max_size_px**2 * _PAUSED_BYTES_PER_PX
+    paused = () if least else (Part("paused", waiting, f"{pixels} x {_PAUSED_BYTES_PER_PX} bytes", "its tensors"),)
     if not on.on_cpu:
-        return Fit(name, accelerator, (cuda_context(), held, work, kept))
+        return Fit(name, accelerator, (cuda_context(), held, work, *paused, kept))
     pictures = batch * spec.max_size_px**2 * _PICTURE_BYTES_PER_PX
-    formula = f"{batch} x {spec.max_size_px}\N{SUPERSCRIPT TWO} pixels x {_PICTURE_BYTES_PER_PX} bytes"
+    formula = f"{pixels} x {_PICTURE_BYTES_PER_PX} bytes"
     process = Part("process", _PROCESS_MIB * MIB, "Ray's worker, torch, diffusers", _MEASURED, asleep=True)
-    return Fit(name, accelerator, (process, held, work, Part("pictures", pictures, formula, _MEASURED), kept))
+    return Fit(name, accelerator, (process, held, work, Part("pictures", pictures, formula, _MEASURED), *paused, kept))
 
 
 def _weights(spec: ImageSpec, on: Device, dtype: str, facts: ImageFacts, *, least: bool) -> Part:

@@ -1,10 +1,10 @@
 """How much memory a mockup renderer takes: scenes, light and pictures by size, artwork, process. Pure.
 
-The renderer works on one picture at a time while two helpers decode the next artworks and encode the last pictures,
-so what grows with `concurrency` are the pictures in hand. **Samples add nothing**: light paths live in the kernel's
-registers (1 to 64 samples of a 512-pixel render: the same memory), and beyond `PATHS_PER_CHUNK` paths a render is
-done in chunks. The *least* is one render of the largest size with artwork of 16 million pixels; the *typical* need is
-`concurrency` of them with the largest artwork that is taken, 50 million.
+The renderer works on one picture at a time while three helpers decode the next artworks and encode the last pictures,
+so what grows with `concurrency` are the pictures in hand: that many interactive ones, and as many of batch jobs that
+fill the slots or lie paused. **Samples add nothing**: a render is done in short chunks of light paths. The *least* is
+one render of the largest size with artwork of 16 million pixels; the *typical* need is twice `concurrency` of them,
+with the largest artwork that is taken, 50 million, in every helper's hands.
 
 Bytes a pixel are measured on a CPU (docs/measurements.md, "Memory of a mockup renderer"). On a GPU the light is there
 and the rest in host memory; what the light takes there is assumed to be what it takes here.
@@ -27,13 +27,14 @@ _SOURCE = "measured on a CPU, docs/measurements.md"
 _PROCESS_MIB = 260
 #: A pixel of the render in work, from light to file, the first time that its size comes; a pixel of each further one.
 _FIRST_BYTES_PER_PX, _FURTHER_BYTES_PER_PX = 250, 45
-#: A render's own light on a GPU: the film, its copy and a chunk's part, four float32 each.
+#: A render's own light on a GPU: a chunk's paths and their sums; at least as much as a film and its copies took.
 _LIGHT_BYTES_PER_PX = 64
 #: A decoded artwork's pixel and its largest file (`engines.mockup.artwork`, `engines.pictures.source`).
 _ARTWORK_BYTES_PER_PX, _ARTWORK_FILE_MIB = 4, 20
 _LARGEST_ARTWORK_PX, _ORDINARY_ARTWORK_PX = 50_000_000, 16_000_000
 #: Backdrop shadows of finished sizes that the engine keeps, a float32 each.
 _SHADOWS_KEPT, _SHADOW_BYTES_PER_PX = 8, 4
+_HELPERS = 3
 #: Freed memory that the allocator keeps for the next request, as part of what requests take.
 _KEPT_BY_ALLOCATOR = 0.1
 #: OptiX, compiled kernels and the acceleration structures' scratch.
@@ -89,7 +90,7 @@ def _glb(file: Path) -> tuple[int, int]:
 def fit(name: str, spec: MockupSpec, slots: int, accelerator: str, facts: MockupFacts, *, least: bool) -> Fit:
     """The estimate for one replica: the least that serves, or the typical need."""
     pixels = spec.max_size_px**2
-    in_hand = 1 if least else slots
+    in_hand = 1 if least else 2 * slots
     on = device(accelerator)
     slot_px = min(spec.max_size_px, _LONGEST_SLOT_PX) ** 2 * len(spec.templates)
     # Mesh data lies in the renderer and in the parsed template; textures there as pixels, compressed some sixfold.
@@ -112,8 +113,8 @@ def fit(name: str, spec: MockupSpec, slots: int, accelerator: str, facts: Mockup
     per_pixel = _FIRST_BYTES_PER_PX + _FURTHER_BYTES_PER_PX * (in_hand - 1)
     artwork_px = _ORDINARY_ARTWORK_PX if least else _LARGEST_ARTWORK_PX
     artwork = _ARTWORK_BYTES_PER_PX * artwork_px + _ARTWORK_FILE_MIB * MIB
-    # Two helpers decode and encode; what further requests have in hand is counted with their pixels.
-    decoding = min(in_hand, 2)
+    # What requests have in hand that no helper works on is counted with their pixels.
+    decoding = min(in_hand, _HELPERS)
     work = per_pixel * pixels + decoding * artwork
     parts = [
         Part("process", _PROCESS_MIB * MIB, "Ray's worker, Mitsuba, its compiler", _SOURCE, asleep=True),

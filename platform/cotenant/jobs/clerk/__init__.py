@@ -1,0 +1,1 @@
+"""The clerk: sees batches through and delivers webhooks."""

@@ -1,0 +1,1 @@
+"""The ingress: pulls what slots can take, has it done, and settles every message."""

@@ -1,0 +1,143 @@
+"""Which workload has room for another job, whose job takes it, and how many messages that makes worth pulling.
+
+A job takes a slot of its workload before its call, so its deadline runs while it is worked on, not while it
+waits. Several ingresses share the slots of a workload evenly, so none holds what another could do at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Mapping
+
+from cotenant.calls import Directory, WorkloadStatus
+from cotenant.jobs.ingress.turns import FairShare, Turn
+
+#: Jobs of one workload, beyond twice its room, that may be done and wait for their result to be kept and told of.
+SETTLING_AT_MOST = 128
+
+#: What is held ahead of the slots lasts so long, where jobs are short; but no more jobs than this.
+AHEAD_S, AHEAD_AT_MOST = 0.25, 64
+
+
+def ahead(*, slots: int, look_ahead: int, mean_s: float) -> int:
+    """Jobs to hold beyond the slots: a fixed few, and where jobs take milliseconds enough to last while one pulls.
+
+    Args:
+        mean_s: mean seconds of a job lately; 0 if unknown.
+    """
+    short = min(AHEAD_AT_MOST, int(slots * AHEAD_S / mean_s)) if mean_s > 0 else 0
+    return max(look_ahead, short)
+
+
+def slot_limits(directory: Directory, status: Mapping[str, WorkloadStatus], *, ingresses: int = 1) -> dict[str, int]:
+    """This ingress's slots by workload: its part of the running replicas' slots.
+
+    One where nothing runs, or nothing would wake it.
+    """
+    limits = {}
+    for served in directory.workloads:
+        state = status.get(served.name)
+        replicas = state.replicas if state is not None and state.ready else 0
+        limits[served.name] = max(1, -(-replicas * served.slots // max(1, ingresses)))
+    return limits
+
+
+def room(*, slots: int, look_ahead: int, undone: int, held: int) -> int:
+    """Jobs of one workload that may be taken on now.
+
+    Args:
+        slots: this ingress's.
+        undone: jobs held whose workload has not replied yet; the others need no slot any more.
+        held: all jobs held. With a store that is down they pile up, so they are bounded too.
+    """
+    most = slots + look_ahead
+    return max(0, min(most - undone, 2 * most + SETTLING_AT_MOST - held))
+
+
+class Slots:
+    """The slots of each workload, taken in turn. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, _Line] = {}
+        self._limits: dict[str, int] = {}
+        self._arrivals = itertools.count()
+
+    @property
+    def total(self) -> int:
+        return sum(self._limits.values())
+
+    @property
+    def running(self) -> Counter[str]:
+        return Counter({name: line.running for name, line in self._lines.items()})
+
+    def limit(self, workload: str) -> int:
+        return self._limits.get(workload, 1)
+
+    def waiting(self, workload: str) -> int:
+        return len(self._line(workload).waiting)
+
+    def mean_s(self, workload: str) -> float:
+        """Mean seconds of a job lately; 0 until one ended."""
+        return self._line(workload).share.mean_s
+
+    def resize(self, limits: Mapping[str, int]) -> None:
+        """New limits; jobs that run already keep their slots."""
+        self._limits = dict(limits)
+        for name, line in self._lines.items():
+            line.wake(self.limit(name))
+
+    async def take(self, workload: str, tenant: str, *, priority: int = 0, deadline_at_s: float | None = None) -> None:
+        """Wait for a slot. `give` it back afterwards."""
+        line = self._line(workload)
+        turn = Turn(tenant, priority, next(self._arrivals), deadline_at_s)
+        line.share.arrived(tenant)
+        if not line.waiting and line.running < self.limit(workload):
+            line.begin(tenant)
+            return
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        line.waiting.append((turn, mine))
+        try:
+            await mine
+        except asyncio.CancelledError:
+            if mine.done() and not mine.cancelled():
+                self.give(workload, tenant, 0.0, answered=False)
+            else:
+                line.waiting.remove((turn, mine))
+                line.share.left(tenant)
+            raise
+
+    def give(self, workload: str, tenant: str, seconds: float, *, answered: bool = True) -> None:
+        """The job that had the slot is over, having taken so long; `answered` is whether its workload replied."""
+        line = self._line(workload)
+        line.running -= 1
+        line.share.ended(tenant, seconds, answered=answered)
+        line.share.left(tenant)
+        line.wake(self.limit(workload))
+
+    def _line(self, workload: str) -> _Line:
+        return self._lines.setdefault(workload, _Line())
+
+
+class _Line:
+    """Who runs and who waits for one workload."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.waiting: list[tuple[Turn, asyncio.Future[None]]] = []
+        self.share = FairShare()
+
+    def begin(self, tenant: str) -> None:
+        self.running += 1
+        self.share.began(tenant)
+
+    def wake(self, limit: int) -> None:
+        while self.running < limit:
+            open_turns = [(turn, mine) for turn, mine in self.waiting if not mine.done()]
+            if not open_turns:
+                return
+            turn, mine = open_turns[self.share.first([turn for turn, _ in open_turns])]
+            self.waiting.remove((turn, mine))
+            self.begin(turn.tenant)
+            mine.set_result(None)
