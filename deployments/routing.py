@@ -8,12 +8,13 @@ others have sent is known as Serve knows it, by the number of requests that the 
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Sequence, Set
 from typing import Any
 
 from ray.serve.config import RequestRouterConfig
-from ray.serve.request_router import PendingRequest, ReplicaID, ReplicaResult, RequestRouter, RunningReplica
+from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, ReplicaResult, RequestRouter, RunningReplica
 
 from cotenant.calls import Call
 
@@ -29,12 +30,16 @@ class Cargo:
         return list, (self.calls,)
 
 
-class LeastWork(RequestRouter):  # type: ignore[misc]
-    """Serve's request router for the workloads' deployments; lives in every process that calls them."""
+class LeastWork(FIFOMixin, RequestRouter):  # type: ignore[misc]
+    """Serve's request router for the workloads' deployments; lives in every process that calls them.
+
+    First come, first served: without that, Serve tells waiting requests apart by an id that all calls made inside of
+    one Serve request share.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._sent: dict[ReplicaID, dict[str, Cargo | None]] = {}
+        self._sent: dict[ReplicaID, dict[object, Cargo | None]] = {}
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -47,11 +52,14 @@ class LeastWork(RequestRouter):  # type: ignore[misc]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult) -> None:
         cargo = pending_request.args[0] if pending_request.args else None
-        sent = self._sent.setdefault(replica_id, {})
-        sent[pending_request.metadata.internal_request_id] = cargo if isinstance(cargo, Cargo) else None
+        request = object()
+        self._sent.setdefault(replica_id, {})[request] = cargo if isinstance(cargo, Cargo) else None
+        # Serve's own hook for the end may come before this one.
+        loop = asyncio.get_running_loop()
+        result.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ended, replica_id, request))
 
-    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        self._sent.get(replica_id, {}).pop(internal_request_id, None)
+    def _ended(self, replica_id: ReplicaID, request: object) -> None:
+        self._sent.get(replica_id, {}).pop(request, None)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         super().update_replicas(replicas)

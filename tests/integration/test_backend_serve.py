@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Any]:
-    """A Ray of our own with a puppet, and one that takes one call at a time and lets one wait."""
+    """A Ray of our own with a puppet, one that takes one call at a time and lets one wait, and a pair of them."""
     limit = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
@@ -42,6 +42,8 @@ def serve() -> Iterator[Any]:
         serve.start(proxy_location="Disabled")
         serve.run(_puppet(max_ongoing_requests=SLOTS), name="puppet", route_prefix=None)
         serve.run(_puppet(max_ongoing_requests=1, max_queued_requests=1), name="narrow", route_prefix=None)
+        serve.run(_puppet(max_ongoing_requests=SLOTS, num_replicas=2), name="pair", route_prefix=None)
+        serve.run(_door(), name="door", route_prefix=None)
         yield serve
         serve.shutdown()
         ray.shutdown()
@@ -69,6 +71,22 @@ def _puppet(**options: Any) -> Any:
     ).bind()
 
 
+def _door() -> Any:
+    from ray import serve
+
+    from deployments.backend import ServeBackend
+
+    class Door:
+        """Makes all its calls inside of one Serve request."""
+
+        async def ask(self, count: int) -> int:
+            backend = ServeBackend()
+            calls = (backend.call("pair", order(f"door{n}", sleep_s=0.05)) for n in range(count))
+            return sum(reply.ok for reply in await asyncio.gather(*calls))
+
+    return serve.deployment(Door, ray_actor_options={"num_cpus": 0.1}).bind()
+
+
 @pytest_asyncio.fixture(loop_scope="module", scope="module", params=["gRPC", "actors"])
 async def backend(serve: Any, request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
     from deployments import handles
@@ -83,6 +101,11 @@ async def backend(serve: Any, request: pytest.FixtureRequest) -> AsyncIterator[B
 
 async def pid_of(backend: Backend) -> int:
     return int((await backend.call("puppet", order("pid", ask="pid"))).json())
+
+
+async def test_calls_made_inside_of_one_serve_request_are_all_answered(serve: Any) -> None:
+    door = serve.get_app_handle("door")
+    assert await asyncio.wait_for(door.ask.remote(24), 30) == 24
 
 
 class TestServeBackend(BackendContract):
@@ -137,3 +160,21 @@ class TestServeBackend(BackendContract):
         answers = await read_all(backend.call_many("narrow", [order("r0"), order("r1")]))
         assert [type(answers[n]) for n in range(2)] == [Overloaded, Overloaded]
         assert all(reply.ok for reply in await asyncio.gather(*waiting))
+
+    async def test_calls_go_to_the_replica_with_less_work_however_it_is_packed(self, backend: Backend) -> None:
+        whole = backend.call_many("pair", [order(f"p{n}", sleep_s=3.0) for n in range(SLOTS)])
+        await asyncio.sleep(0.5)
+        mixed = backend.call_many("pair", [order("q0", sleep_s=3.0), *(order(f"q{n}") for n in range(1, SLOTS))])
+        assert len(await mixed.__anext__()) == SLOTS - 1
+        # One replica works on a full trip, the other on a single call: three more go to that one.
+        asks = [await backend.call("pair", order(f"r{n}", ask="memory")) for n in range(3)]
+        assert [{"q1", "q2", "q3"} <= set(ask.json()["ended"]) for ask in asks] == [True] * 3
+        more = [asyncio.create_task(backend.call("pair", order(f"s{n}", sleep_s=2.0))) for n in range(3)]
+        assert {n: a.ok for n, a in (await read_all(whole)).items() if isinstance(a, Reply)} == dict.fromkeys(
+            range(SLOTS), True
+        )
+        assert list(await read_all(mixed)) == [0]
+        assert all(reply.ok for reply in await asyncio.gather(*more))
+        # Nothing is under way now, so both take their turn again.
+        pids = [(await backend.call("pair", order(f"t{n}", ask="pid"))).json() for n in range(24)]
+        assert len(set(pids)) == 2
