@@ -203,10 +203,6 @@ def platform() -> Iterator[tuple[int, Any]]:
         file.write_text(yaml.safe_dump(content))
         loaded = load_platform(file, "local")
         config = serve_config(loaded, plan(loaded))
-    for application in config["applications"]:
-        if application["name"] == WORKLOAD:
-            # As many interactive requests beside as many jobs as there are slots.
-            application["deployments"][0]["max_ongoing_requests"] = 2 * SLOTS
     root = Path(__file__).resolve().parents[1]
     os.environ["PYTHONPATH"] = f"{root / 'platform'}:{root}"
     for name in ("PYTHONDONTWRITEBYTECODE", "RAY_ADDRESS", "COTENANT_API_KEYS"):
