@@ -98,6 +98,7 @@ class Agent:
         self._ends = Ends(self, processes, on_stop)
         self._writers: dict[str, asyncio.StreamWriter] = {}
         self._open: set[asyncio.StreamWriter] = set()
+        self._turned_away: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self._looking: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cotenant-agent-read")
@@ -269,6 +270,7 @@ class Agent:
             pass
         finally:
             self._open.discard(writer)
+            self._turned_away.discard(writer)
             writer.close()
             if replica_id is not None and self._writers.get(replica_id) is writer:
                 del self._writers[replica_id]
@@ -284,7 +286,9 @@ class Agent:
             elif isinstance(message, Hello):
                 return self._greet(message, replica_id, pid, writer)
             elif replica_id is None or replica_id not in self._node.replicas:
-                self._send(writer, Error(message="say hello first", about=message.type))
+                # What was said right after a hello that is refused has had its answer.
+                if writer not in self._turned_away:
+                    self._send(writer, Error(message="say hello first", about=message.type))
             elif isinstance(message, Report):
                 self._node.report(replica_id, message, now)
             else:
@@ -304,6 +308,7 @@ class Agent:
         except CotenantError as error:
             self._node.note("refused", f"{hello.terms.workload}: {error}")
             passing = isinstance(error, NoRoom)
+            self._turned_away.add(writer)
             self._send(writer, Error(message=str(error), about="hello", final=True, passing=passing))
             return None
         self._writers[said] = writer
