@@ -221,6 +221,7 @@ class JobSourceContract:
         for _ in range(10):  # the queue forwards in its own time
             if letters:
                 break
+            assert list(await source.pull(1)) == []
             await self.wait(1)
             letters = (await self.tools(self.lanes, self.jobs).list()).letters
         (letter,) = letters
