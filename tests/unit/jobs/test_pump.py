@@ -651,3 +651,12 @@ async def _chaos(endings: list[str], faults: list[tuple[str, int]], duplicates: 
     given_up = {json.loads(m.data)["custom_id"] for m in world.dead if m.attributes.get("outcome") != "malformed"}
     assert {f"j{n}" for n in range(12)} - given_up <= set(world.announced)
     await kill()
+
+
+async def test_a_message_with_no_room_for_the_reason_is_buried_and_keeps_no_other_from_it() -> None:
+    world = World()
+    world.pump.start()
+    largest = Message(b"{not json" + b"x" * 9_999_900, {"tenant": "acme"})
+    await world.source.publish(JOBS.topic, [largest, message(b"{not json either")])
+    await world.settled()
+    assert sorted(len(letter.data) for letter in world.dead) == [16, 9_999_909]

@@ -53,7 +53,7 @@ from cotenant.jobs.model import (
     result_line,
 )
 from cotenant.jobs.queue.lanes import CLERK, lane_of, topic_of, workload_of
-from cotenant.jobs.queue.source import Delivery, Message
+from cotenant.jobs.queue.source import MAX_ATTRIBUTE_BYTES, Delivery, Message, fitting
 from cotenant.jobs.store.records import Records
 from cotenant.jobs.store.results import Attempt, Marks, ResultStore
 from cotenant.telemetry.logs import event
@@ -64,8 +64,6 @@ DEADLINE_GRACE_S = 30.0
 LOOK_AGAIN_AFTER_S = 1.0
 #: Result messages wait so long for others.
 MESSAGE_LINGER_S = 0.01
-#: Pub/Sub's limits on the attributes of a message.
-_MAX_ATTRIBUTES, _MAX_ATTRIBUTE_BYTES = 100, 1024
 #: Attempts that are kept with a job, and that a dead letter tells.
 _KEPT_ATTEMPTS = 100
 
@@ -376,12 +374,12 @@ class Steps:
         return bool(work.delivery.ordering_key) or not self._has_room(served.name, work)
 
     async def _forward(self, work: Work, served: Served) -> Outcome:
-        attributes = dict(work.delivery.attributes)
+        delivery = work.delivery
+        ours = {ORIGIN: delivery.attributes.get(ORIGIN, delivery.message_id)}
         if work.attempts:
-            attributes[RETRIED] = "1"
-        attributes.setdefault(ORIGIN, work.delivery.message_id)
+            ours[RETRIED] = "1"
         topic = topic_of(self._jobs, lane_of(served.name))
-        await self._publish(topic, Message(work.delivery.data, attributes, work.delivery.ordering_key))
+        await self._publish(topic, fitting(Message(delivery.data, delivery.attributes, delivery.ordering_key), ours))
         return Outcome.FORWARDED
 
     async def _bury(self, work: Work) -> Outcome:
@@ -440,23 +438,17 @@ def dead_letter(work: Work, topic: str) -> Message:
     assert work.given_up is not None
     delivery = work.delivery
     history = [{**asdict(one), "reason": one.reason[:100]} for one in work.attempts]
-    while history and len(json.dumps(history)) > _MAX_ATTRIBUTE_BYTES:
+    while history and len(json.dumps(history)) > MAX_ATTRIBUTE_BYTES:
         del history[0]
     ours = {
         OUTCOME: work.given_up.value,
-        REASON: _clip(work.reason or work.given_up.value),
-        ATTEMPTS: str(len(work.attempts)),
-        HISTORY: json.dumps(history),
-        MESSAGE_ID: delivery.message_id,
         SOURCE_TOPIC: topic,
+        MESSAGE_ID: delivery.message_id,
+        ATTEMPTS: str(len(work.attempts)),
+        REASON: work.reason or work.given_up.value,
+        HISTORY: json.dumps(history),
     }
-    theirs = {key: value for key, value in delivery.attributes.items() if key not in ours}
-    kept = dict(list(theirs.items())[: _MAX_ATTRIBUTES - len(ours)])
-    return Message(delivery.data, {**kept, **ours}, delivery.ordering_key)
-
-
-def _clip(text: str) -> str:
-    return text.encode("utf-8", "replace")[:_MAX_ATTRIBUTE_BYTES].decode("utf-8", "ignore")
+    return fitting(Message(delivery.data, delivery.attributes, delivery.ordering_key), ours)
 
 
 def names(work: Work) -> dict[str, Any]:
