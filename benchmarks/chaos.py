@@ -79,6 +79,8 @@ def twin(seed: int, courses: int, steps: int, console: Console) -> int:
     totals: Counter[str] = Counter()
     faults: Counter[str] = Counter()
     for one in range(seed, seed + courses):
+        if one % 250 == 0 and one > seed:
+            console.print(f"[dim]{one - seed} courses, {time.monotonic() - began:.0f} s, failed: {failed or 'none'}[/]")
         try:
             tally = run_in_virtual_time(chaos_plans.play(one, steps), collect=False)
         except Exception as error:

@@ -120,10 +120,12 @@ class Verdict:
                 self._check_job(sent, sent.job, result, dead[sent.message.data])
 
     def _check_order(self) -> None:
-        """Jobs of one ordering key and lane have got their results in their order."""
+        """Jobs of one ordering key and lane have got their results in their order, those aside that were given up."""
         by_key: dict[tuple[str, str], list[str]] = defaultdict(list)
         for sent in self.clients.sent:
-            if sent.message.ordering_key and sent.job is not None:
+            if not sent.message.ordering_key or sent.job is None:
+                continue
+            if keys.dead_key(sent.job.identity) not in self.objects.objects:
                 by_key[sent.message.ordering_key, sent.lane].append(sent.job.identity.job_id)
         for key, jobs in by_key.items():
             times = [self.objects.visible_at_s[job] for job in jobs if job in self.objects.visible_at_s]

@@ -202,12 +202,12 @@ class _Play:
         found = []
         for tenant, batch in self._clients.batches:
             shown: Mapping[str, Any] = {}
-            while time.monotonic() < until:
+            while True:
                 try:
                     shown = await self._clients.desk.batch(tenant, batch)
                 except (SourceUnavailable, StoreUnavailable):
                     shown = {"status": "unknown"}
-                if shown["status"] not in ("validating", "in_progress", "finalizing", "unknown"):
+                if shown["status"] in ("completed", "failed", "expired", "cancelled") or time.monotonic() > until:
                     break
                 await asyncio.sleep(0.5)
             lines: list[Mapping[str, Any]] = []
