@@ -35,7 +35,7 @@ from tests.acceptance.chaos.run import Course, play, show
 from tests.contracts import chaos_plans
 from tests.contracts.virtual_time import run as run_in_virtual_time
 
-SLICE = {"jobs": 700, "faults": 16, "over_s": 100.0, "settle_s": 75.0, "max_attempts": 6}
+SLICE = {"jobs": 700, "faults": 16, "over_s": 100.0, "settle_s": 150.0, "max_attempts": 6}
 #: Skipped: no emulator on this machine.
 SKIPPED = 5
 
