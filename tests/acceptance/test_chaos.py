@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 SEED = os.environ.get("COTENANT_CHAOS_SEED", "4")
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(620)
 def test_whatever_is_killed_no_job_is_lost_none_has_two_results_and_no_message_stays(tmp_path: Path) -> None:
     found = find_emulator()
     if isinstance(found, str):
@@ -28,7 +28,7 @@ def test_whatever_is_killed_no_job_is_lost_none_has_two_results_and_no_message_s
         env={**os.environ, "COTENANT_HOME": str(tmp_path / "home")},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=600,
         check=False,
     )
     print(done.stdout)
