@@ -37,10 +37,13 @@ from cotenant.cli.machine import ray_node
 from cotenant.cli.machine.serve_api import ServeApi
 from cotenant.cli.up import _python_path
 from cotenant.config import Jobs
+from cotenant.engines.admission import Admission
+from cotenant.gpu.terms import Priority
 from cotenant.jobs.ingress.batcher import Batcher
 from cotenant.jobs.queue import emulator
 from cotenant.jobs.queue.pubsub import PubSubSource
 from cotenant.jobs.queue.source import Delivery, Message
+from cotenant.manifests.serve import admitted
 from deployments.replica import DEPLOYMENT, Answering
 
 REPLICAS, SLOTS = 2, 4
@@ -63,10 +66,15 @@ def answer_to(body: bytes) -> bytes:
 
 
 class Engine(Answering):
-    """A replica that sleeps for as long as the job says."""
+    """A replica that sleeps for as long as the job says, with the admission that every replica has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._admission = Admission(SLOTS)
 
     async def call(self, call: Call) -> Reply:
-        await asyncio.sleep(json.loads(call.body)["sleep_s"])
+        async with self._admission.entered(Priority.BATCH):
+            await asyncio.sleep(json.loads(call.body)["sleep_s"])
         return Reply(200, answer_to(call.body))
 
 
@@ -79,7 +87,7 @@ def build(_: dict[str, Any]) -> Any:
         Engine,
         name="Replica",
         num_replicas=REPLICAS,
-        max_ongoing_requests=SLOTS,
+        max_ongoing_requests=admitted(SLOTS, ingresses=1),
         ray_actor_options=options,
         **DEPLOYMENT,
     ).bind()

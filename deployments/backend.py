@@ -20,9 +20,9 @@ from ray.serve.schema import ApplicationStatus, ReplicaState
 from cotenant.calls import Call, Reply, StreamedReply, Trip, WorkloadStatus
 from cotenant.calls.relay import RelayServer, RelayStream
 from cotenant.errors import CallError, DeadlineExceeded, ReplicaDied, UnknownWorkload, WorkloadUnavailable
+from deployments.cargo import Cargo
 from deployments.failures import last_line, told
 from deployments.handles import Handles, ServeCall
-from deployments.routing import Cargo
 from deployments.trips import ServeTrip
 
 #: A status is asked of the controller at most this often.

@@ -4,30 +4,19 @@ Serve's own router compares two replicas by how many *requests* each has. A trip
 carries, and its answers overtake its end: by that count a replica that has just become free would look as busy as
 one whose slots are all taken. What this caller has sent and not got back is counted exactly, call by call; what
 others have sent is known as Serve knows it, by the number of requests that the replica last told.
+
+Serve sends this module to the callers by value, so a class of it there is not the one that is imported here.
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import Sequence, Set
 from typing import Any
 
 from ray.serve.config import RequestRouterConfig
-from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, ReplicaResult, RequestRouter, RunningReplica
+from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from cotenant.calls import Call
-
-
-class Cargo:
-    """The calls of a trip. They travel as a list; here it is known which of them are still `open`."""
-
-    def __init__(self, calls: Sequence[Call], open: Set[int]) -> None:
-        self.calls = list(calls)
-        self.open = open
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return list, (self.calls,)
+from deployments.cargo import Cargo
 
 
 class LeastWork(FIFOMixin, RequestRouter):  # type: ignore[misc]
@@ -39,7 +28,7 @@ class LeastWork(FIFOMixin, RequestRouter):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._sent: dict[ReplicaID, dict[object, Cargo | None]] = {}
+        self._sent: dict[ReplicaID, dict[str, list[Cargo | None]]] = {}
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -50,16 +39,27 @@ class LeastWork(FIFOMixin, RequestRouter):  # type: ignore[misc]
         ranked = sorted(candidate_replicas, key=lambda replica: (self._work(replica.replica_id), random.random()))
         return [[replica] for replica in ranked]
 
-    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult) -> None:
+    async def _choose_replica_for_request(
+        self, pending_request: PendingRequest, *, is_retry: bool = False
+    ) -> RunningReplica:
+        # Serve's public hook comes when the replica has accepted, which for a call by gRPC is when it has ended. From
+        # here on `on_request_completed` comes once, whatever becomes of the request.
+        replica = await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
         cargo = pending_request.args[0] if pending_request.args else None
-        request = object()
-        self._sent.setdefault(replica_id, {})[request] = cargo if isinstance(cargo, Cargo) else None
-        # Serve's own hook for the end may come before this one.
-        loop = asyncio.get_running_loop()
-        result.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ended, replica_id, request))
+        sent = self._sent.setdefault(replica.replica_id, {})
+        request_id = pending_request.metadata.internal_request_id
+        sent.setdefault(request_id, []).append(cargo if isinstance(cargo, Cargo) else None)
+        return replica
 
-    def _ended(self, replica_id: ReplicaID, request: object) -> None:
-        self._sent.get(replica_id, {}).pop(request, None)
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
+        sent = self._sent.get(replica_id, {})
+        alike = sent.get(internal_request_id)
+        if not alike:
+            return
+        # Where several share the id, one that carries nothing any more is the likeliest to have ended.
+        alike.remove(next((cargo for cargo in alike if cargo is not None and not cargo.open), alike[0]))
+        if not alike:
+            del sent[internal_request_id]
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         super().update_replicas(replicas)
@@ -68,8 +68,8 @@ class LeastWork(FIFOMixin, RequestRouter):  # type: ignore[misc]
             del self._sent[gone]
 
     def _work(self, replica_id: ReplicaID) -> int:
-        sent = self._sent.get(replica_id, {})
-        ours = sum(1 if cargo is None else len(cargo.open) for cargo in sent.values())
+        sent = [cargo for alike in self._sent.get(replica_id, {}).values() for cargo in alike]
+        ours = sum(1 if cargo is None else len(cargo.open) for cargo in sent)
         requests = self.replica_queue_len_cache.get(replica_id) or 0
         return ours + max(0, requests - len(sent))
 

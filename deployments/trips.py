@@ -15,10 +15,10 @@ from cotenant.calls import Answer, Answers, Call, Trip
 from cotenant.calls.relay import RelayStream
 from cotenant.calls.wire import Decoder
 from cotenant.errors import CallError, DeadlineExceeded, ReplicaDied, WorkloadUnavailable
+from deployments.cargo import Cargo
 from deployments.failures import told
 from deployments.handles import ServeCall
 from deployments.replica import ABANDON
-from deployments.routing import Cargo
 
 #: How long the last answers may lag behind the end of the Serve call that sent them.
 _LAST_ANSWERS_S = 10.0

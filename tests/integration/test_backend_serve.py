@@ -165,7 +165,9 @@ class TestServeBackend(BackendContract):
         whole = backend.call_many("pair", [order(f"p{n}", sleep_s=3.0) for n in range(SLOTS)])
         await asyncio.sleep(0.5)
         mixed = backend.call_many("pair", [order("q0", sleep_s=3.0), *(order(f"q{n}") for n in range(1, SLOTS))])
-        assert len(await mixed.__anext__()) == SLOTS - 1
+        quick = 0
+        while quick < SLOTS - 1:
+            quick += len(await mixed.__anext__())
         # One replica works on a full trip, the other on a single call: three more go to that one.
         asks = [await backend.call("pair", order(f"r{n}", ask="memory")) for n in range(3)]
         assert [{"q1", "q2", "q3"} <= set(ask.json()["ended"]) for ask in asks] == [True] * 3
