@@ -325,8 +325,8 @@ class Workshop:
         if ordering_key is not None:
             self.calling.add((pump, ordering_key))
         self.busy[pump, workload] += 1
-        if self.busy[pump, workload] > self.slots[workload]:
-            self.wrongs.append(f"{pump} runs {self.busy[pump, workload]} jobs of {workload} at once")
+        if self.busy[pump, workload] > self.slots[workload] + self.slots[workload] // 2:
+            self.wrongs.append(f"{pump} sends {self.busy[pump, workload]} jobs of {workload} at once")
         run = unowned(self._run(pump, wire, floor, call))
         floor.runs.append(run)
         run.add_done_callback(floor.runs.remove)

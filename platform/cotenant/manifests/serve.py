@@ -59,10 +59,11 @@ def serve_config(platform: Platform, plan: Plan) -> dict[str, Any]:
 def admitted(slots: int, *, ingresses: int) -> int:
     """Calls that Serve lets into a replica of `slots`.
 
-    Each ingress sends batch jobs for that many slots; as much interactive work has room beside all of them, so it
-    never waits in the router for a job to end. The replica decides who works (`engines.admission`).
+    Each ingress sends batch jobs for that many slots, and half as many again where jobs take milliseconds; as much
+    interactive work has room beside all of them, so it never waits in the router for a job to end. The replica decides
+    who works (`engines.admission`).
     """
-    return slots * (1 + max(1, ingresses))
+    return slots * (1 + max(1, ingresses)) + slots // 2
 
 
 def _workload(name: str, workload: Workload, plan: Plan, *, ingresses: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from cotenant.calls import WorkloadStatus
 from cotenant.jobs.ingress.batcher import Batcher
 from cotenant.jobs.ingress.leases import Leases
-from cotenant.jobs.ingress.slots import SETTLING_AT_MOST, Slots, ahead, room, slot_limits
+from cotenant.jobs.ingress.slots import SETTLING_AT_MOST, Slots, ahead, on_the_way, room, slot_limits
 from tests.contracts.jobs_house import DIRECTORY
 
 pytestmark = pytest.mark.unit
@@ -56,6 +56,39 @@ def test_only_what_free_slots_and_the_look_ahead_take_is_pulled(undone: int, hel
 )
 def test_so_many_short_jobs_are_held_as_last_while_one_pulls(slots: int, mean_s: float, jobs: int) -> None:
     assert ahead(slots=slots, look_ahead=2, mean_s=mean_s) == jobs
+
+
+@pytest.mark.parametrize(
+    ("slots", "mean_s", "jobs"),
+    [
+        pytest.param(8, 0.0, 0, id="nothing known"),
+        pytest.param(8, 1.4, 0, id="renders"),
+        pytest.param(8, 0.08, 3, id="short jobs"),
+        pytest.param(8, 0.001, 4, id="hardly any work"),
+        pytest.param(1, 0.001, 0, id="one slot"),
+    ],
+)
+def test_of_short_jobs_a_few_wait_in_the_replica(slots: int, mean_s: float, jobs: int) -> None:
+    assert on_the_way(slots=slots, mean_s=mean_s) == jobs
+
+
+@pytest.mark.parametrize(("seconds", "sent"), [(2.0, 4), (0.05, 6)])
+async def test_what_is_sent_ahead_of_a_slot_is_told_as_waiting(seconds: float, sent: int) -> None:
+    slots = Slots()
+    slots.resize({"writer": 4})
+    await slots.take("writer", "shop")
+    slots.give("writer", "shop", seconds)
+    takes = [asyncio.create_task(slots.take("writer", "shop")) for _ in range(10)]
+    await asyncio.sleep(0.01)
+    assert sum(take.done() for take in takes) == sent
+    assert slots.running["writer"] == 4
+    assert slots.waiting("writer") == 6
+    for take in takes[sent:]:
+        take.cancel()
+    await asyncio.sleep(0.01)
+    for _ in range(sent):
+        slots.give("writer", "shop", seconds)
+    assert slots.running["writer"] == slots.waiting("writer") == 0
 
 
 async def test_slots_are_given_in_turn_and_a_cancelled_wait_costs_none() -> None:

@@ -78,12 +78,12 @@ def test_a_range_of_replicas_is_autoscaling_within_it() -> None:
 
 @pytest.mark.parametrize(("ingresses", "beside"), [(0, 2), (1, 2), (3, 4)])
 def test_interactive_calls_have_room_in_a_replica_that_batch_jobs_fill(ingresses: int, beside: int) -> None:
-    """Every ingress sends jobs for all slots. The autoscaler's target counts slots, whatever is let in."""
+    """Every ingress sends jobs for all slots, half as many again of short ones. The autoscaler counts slots alone."""
     platform, _ = shipped("prod")
     platform = platform.model_copy(update={"jobs": platform.jobs.model_copy(update={"ingresses": ingresses})})
     config = serve_config(platform, plan(platform))
     for name, workload in platform.workloads.items():
-        assert deployment(config, name)["max_ongoing_requests"] == beside * workload.slots
+        assert deployment(config, name)["max_ongoing_requests"] == beside * workload.slots + workload.slots // 2
         scaling = deployment(config, name).get("autoscaling_config")
         assert scaling is None or scaling["target_ongoing_requests"] == max(1.0, 0.75 * workload.slots)
 
