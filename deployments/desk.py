@@ -18,13 +18,14 @@ from cotenant.calls import Directory
 from cotenant.config import Jobs
 from cotenant.errors import EnvironmentFault, SourceUnavailable
 from cotenant.gateway.desk_routes import NO_JOBS
-from cotenant.jobs.clerk.webhooks import webhook_check
+from cotenant.jobs.clerk.clerk import Clerk
+from cotenant.jobs.clerk.webhooks import Webhooks, webhook_check
 from cotenant.jobs.desk.desk import Desk
 from cotenant.jobs.queue.publishing import LanePublisher
 from cotenant.jobs.queue.source import Message
 from cotenant.jobs.store.results import open_store
-from cotenant.outbound.delivery import load_trusted_hosts
-from cotenant.outbound.webhooks import load_secrets
+from cotenant.outbound.delivery import HttpDeliver, load_trusted_hosts
+from cotenant.outbound.webhooks import Secrets, load_secrets
 from cotenant.telemetry.logs import event
 from deployments.ingress import SOURCE_ENV
 
@@ -69,7 +70,13 @@ def open_desk(jobs: Jobs, directory: Callable[[], Directory]) -> OpenDesk:
     except EnvironmentFault as fault:
         event(LOG, "no_desk", level=logging.ERROR, reason=str(fault))
         return OpenDesk(why_none=str(fault))
-    desk = Desk(store, publisher.publish, jobs, directory, check_webhook=_check_webhook(jobs))
+    check = on_cancelled = None
+    if (known := _webhook_settings(jobs)) is not None:
+        secrets, trusted = known
+        check = webhook_check(secrets, trusted)
+        webhooks = Webhooks(store.objects, publisher.publish, jobs, HttpDeliver(trusted=trusted), secrets)
+        on_cancelled = Clerk(store, publisher.publish, jobs, directory, webhooks=webhooks).job_ended
+    desk = Desk(store, publisher.publish, jobs, directory, check_webhook=check, on_cancelled=on_cancelled)
     return OpenDesk(desk, publisher)
 
 
@@ -97,10 +104,10 @@ class IngressPublisher:
         return None
 
 
-def _check_webhook(jobs: Jobs) -> Callable[[str, str], None] | None:
-    """What refuses webhooks that could not be sent; None, which takes none, where the secrets can't be read."""
+def _webhook_settings(jobs: Jobs) -> tuple[Secrets, frozenset[str]] | None:
+    """What webhooks are signed with, and trusted hosts; None, and no webhooks are taken, where that can't be read."""
     try:
-        return webhook_check(load_secrets(os.environ, jobs.webhooks_env), load_trusted_hosts(os.environ))
+        return load_secrets(os.environ, jobs.webhooks_env), load_trusted_hosts(os.environ)
     except EnvironmentFault as fault:
         event(LOG, "no_webhooks", level=logging.ERROR, reason=str(fault))
         return None

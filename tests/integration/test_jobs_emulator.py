@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import json
 from collections import Counter
@@ -16,14 +17,16 @@ from cotenant.config import Jobs
 from cotenant.errors import EnvironmentFault
 from cotenant.jobs.collecting import collect
 from cotenant.jobs.desk.batches import new_batch_id
+from cotenant.jobs.errand import Errand
 from cotenant.jobs.ingress.pump import Pump
 from cotenant.jobs.ingress.settlement import Outcome
 from cotenant.jobs.queue import emulator
-from cotenant.jobs.queue.lanes import lane_of
+from cotenant.jobs.queue.lanes import CLERK, lane_of
 from cotenant.jobs.queue.pubsub import PubSubLanes, PubSubSource
 from cotenant.jobs.queue.source import Delivery
 from cotenant.jobs.reading import read_jobs
 from cotenant.jobs.store.results import open_store
+from deployments.desk import open_desk
 from tests.contracts.job_source import contract_jobs
 from tests.contracts.jobs_house import DIRECTORY, FlakyStore, chat, echo, eventually, message, picture, render
 from tests.contracts.published_batch import publish_batch
@@ -257,6 +260,30 @@ async def test_a_file_goes_out_and_its_results_come_back_in_order(
     large = parsed[-1]["response"]["body"]
     assert large["bytes"] > 2 << 20
     assert len(Path(large["object"].removeprefix("file://")).read_bytes()) == large["bytes"]
+
+
+async def test_the_gateways_desk_publishes_and_tells_the_webhook_of_a_job_cancelled_in_the_queue(
+    jobs: Jobs, emulator_host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "whsec_" + base64.b64encode(b"k" * 32).decode()
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", emulator_host)
+    monkeypatch.setenv("COTENANT_WEBHOOK_SECRETS", f"acme:{secret}")
+    jobs = jobs.model_copy(update={"store": str(tmp_path), "ingresses": 1})
+    source = await open_source(jobs, emulator_host)
+    clerks = lanes(jobs, emulator_host).open(CLERK)
+    await clerks.setup()
+    opened = open_desk(jobs, lambda: DIRECTORY)
+    assert opened.desk is not None, opened.why_none
+    body = {"model": "writer", "messages": [{"role": "user", "content": "hi"}]}
+    asked = {"url": "/v1/chat/completions", "body": body, "webhook_url": "https://hooks.acme.example/jobs"}
+    job = await opened.desk.create_job("acme", asked)
+    cancelled = await opened.desk.cancel_job("acme", job["id"])
+    assert cancelled["status"] == "cancelled"
+    errands = [Errand.of(delivery) for delivery in await clerks.pull(10)]
+    assert [(errand.kind, errand.tenant) for errand in errands] == [("webhook", "acme")]
+    await opened.close()
+    await clerks.close()
+    await source.close()
 
 
 def test_an_emulator_that_cannot_start_says_what_it_said(tmp_path: Path) -> None:

@@ -153,8 +153,9 @@ class _Pipe:
         return await self._writing
 
     def abandon(self) -> None:
-        if not self._writing.done():
-            self._writing.cancel()
+        """Write no more. What writing has raised is looked at, or the loop would log it: another way it came out."""
+        if not self._writing.cancel() and not self._writing.cancelled():
+            self._writing.exception()
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         held = bytearray()
