@@ -155,6 +155,14 @@ class JobSourceContract:
         (second,) = await self.pull_all(source, 1)
         assert second.message_id == first.message_id
 
+    async def test_a_message_that_is_given_back_for_a_while_comes_again_each_time(self, source: JobSource) -> None:
+        await source.publish(self.jobs.topic, [Message(b"shaky")])
+        for attempt in range(1, 6):
+            (delivery,) = await self.pull_all(source, 1, tries=15)
+            assert delivery.attempt == attempt
+            await source.nack([delivery.ack_id], delay_s=2)
+            await self.wait(2)
+
     async def test_a_message_whose_lease_ran_out_comes_again(self, source: JobSource) -> None:
         await source.publish(self.jobs.topic, [Message(b"abandoned")])
         (first,) = await self.pull_all(source, 1)

@@ -27,7 +27,7 @@ from cotenant.jobs.queue.pubsub import PubSubLanes, PubSubSource
 from cotenant.jobs.queue.pubsub_admin import PubSubAdmin
 from cotenant.jobs.queue.setup import Part, agent_rights, apply, check, found, own_rights
 from cotenant.jobs.queue.source import Delivery, JobSource, Message
-from cotenant.jobs.queue.topology import LABELS, Step, labels_of, wanted, within
+from cotenant.jobs.queue.topology import EMULATOR, LABELS, Step, labels_of, wanted, within
 from tests.contracts.job_source import JobSourceContract, contract_jobs
 
 pytestmark = pytest.mark.integration
@@ -149,7 +149,7 @@ async def test_setting_up_creates_everything_with_its_settings_and_then_there_is
     assert await check(admin, topology) == steps
     assert all(one.done for one in await apply(admin, steps))
     assert await check(admin, topology) == ()
-    assert await found(admin, topology) == within(topology, admin.longest_retention_s)
+    assert await found(admin, topology) == within(topology, EMULATOR)
     there = await admin.subscription(jobs.subscription)
     assert there is not None
     assert (there.filter, there.ordering, there.exactly_once) == ('attributes.kind = "job"', True, True)
@@ -169,7 +169,6 @@ async def test_a_source_sets_up_what_the_topology_says_of_its_lane(emulator_host
     there = await admin.subscription(f"{jobs.subscription}.writer")
     assert there is not None
     assert (there.topic, there.lease_s, there.labels) == (topic_of(jobs, lane_of("writer")), jobs.lease_s, LABELS)
-    assert (there.min_backoff_s, there.max_backoff_s) == (1, 10)
     assert {step.resource.name for step in await check(admin, wanted(jobs, ["writer"]))} == {
         jobs.topic,
         jobs.subscription,

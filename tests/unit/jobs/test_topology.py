@@ -26,6 +26,7 @@ from cotenant.jobs.queue.setup import (
 )
 from cotenant.jobs.queue.topology import (
     DAY_S,
+    EMULATOR,
     LONGEST_RETENTION_S,
     Change,
     Resource,
@@ -209,12 +210,15 @@ async def test_what_can_only_be_made_anew_is_left_and_told_with_what_that_costs(
     assert there == replace(subscription(WANTED, "jobs-cotenant"), ordering=True)
 
 
-async def test_a_queue_that_keeps_messages_for_less_is_asked_for_no_more() -> None:
-    admin = MemoryAdmin(longest_retention_s=7 * DAY_S)
+async def test_a_queue_that_can_do_less_is_asked_for_no_more() -> None:
+    admin = MemoryAdmin(powers=EMULATOR)
     await apply(admin, await check(admin, WANTED))
     kept = await admin.subscription("dead-kept")
     assert kept is not None
     assert kept.retention_s == 7 * DAY_S
+    lane = await admin.subscription("jobs-cotenant")
+    assert lane is not None
+    assert (lane.min_backoff_s, lane.max_backoff_s) == (None, None)
     assert await check(admin, WANTED) == ()
 
 

@@ -12,11 +12,17 @@ from google.protobuf import duration_pb2, field_mask_pb2
 from google.pubsub_v1 import types as pubsub_types
 
 from cotenant.jobs.queue.pubsub_client import FAILURES, Connection
-from cotenant.jobs.queue.topology import DAY_S, LONGEST_RETENTION_S, Resource, Subscription, Topic, Topology, within
+from cotenant.jobs.queue.topology import (
+    CLOUD,
+    EMULATOR,
+    LONGEST_RETENTION_S,
+    Resource,
+    Subscription,
+    Topic,
+    Topology,
+    within,
+)
 from cotenant.telemetry.logs import event
-
-#: The emulator refuses to keep messages for longer.
-_EMULATORS_RETENTION_S = 7 * DAY_S
 
 _log = logging.getLogger("cotenant.jobs")
 
@@ -27,7 +33,7 @@ class PubSubAdmin:
     def __init__(self, project: str, emulator_host: str | None = None, *, connection: Connection | None = None) -> None:
         self._project = project
         self._connection = connection or Connection(project, emulator_host)
-        self.longest_retention_s = _EMULATORS_RETENTION_S if self._connection.emulator else LONGEST_RETENTION_S
+        self.powers = EMULATOR if self._connection.emulator else CLOUD
 
     async def topic(self, name: str) -> Topic | None:
         await self._connection.hold(self)
@@ -65,7 +71,7 @@ class PubSubAdmin:
         and if that is missing, pulls say so.
         """
         await self._connection.hold(self)
-        for resource in within(topology, self.longest_retention_s).resources:
+        for resource in within(topology, self.powers).resources:
             try:
                 await self.create(resource)
             except Exception as error:

@@ -16,8 +16,9 @@ from typing import Protocol
 from cotenant.config import Jobs
 from cotenant.errors import SourceUnavailable
 from cotenant.jobs.queue.topology import (
-    LONGEST_RETENTION_S,
+    CLOUD,
     Difference,
+    Powers,
     Resource,
     Step,
     Subscription,
@@ -36,10 +37,10 @@ _AT_ONCE = 8
 class Admin(Protocol):
     """The edge to what exists in one project. Every method raises SourceUnavailable when it is not answered.
 
-    `longest_retention_s`: how long its subscriptions can keep messages.
+    `powers`: what its subscriptions can do.
     """
 
-    longest_retention_s: int
+    powers: Powers
 
     async def topic(self, name: str) -> Topic | None:
         """The topic as it is; None if there is none."""
@@ -89,7 +90,7 @@ async def found(admin: Admin, wanted: Topology) -> Topology:
 
 async def check(admin: Admin, wanted: Topology) -> tuple[Difference, ...]:
     """What differs from `wanted`, which is cut to what this queue can keep. Raises SourceUnavailable."""
-    possible = within(wanted, admin.longest_retention_s)
+    possible = within(wanted, admin.powers)
     return differences(possible, await found(admin, possible))
 
 
@@ -268,8 +269,8 @@ async def own_rights(admin: Admin, part: Part, jobs: Jobs, workloads: Iterable[s
 class MemoryAdmin:
     """The twin of the edge: topics and subscriptions in a dict, with policies to test with."""
 
-    def __init__(self, topology: Topology | None = None, *, longest_retention_s: int = LONGEST_RETENTION_S) -> None:
-        self.longest_retention_s = longest_retention_s
+    def __init__(self, topology: Topology | None = None, *, powers: Powers = CLOUD) -> None:
+        self.powers = powers
         self.there: dict[tuple[str, str], Resource] = {}
         self.policies: dict[tuple[str, str], Mapping[str, frozenset[str]]] = {}
         self.permissions: frozenset[str] | None = None

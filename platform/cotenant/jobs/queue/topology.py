@@ -64,6 +64,20 @@ Resource: TypeAlias = Topic | Subscription
 
 
 @dataclass(frozen=True)
+class Powers:
+    """What a queue can do: how long it keeps messages, and whether it paces deliveries of the same message."""
+
+    longest_retention_s: int = LONGEST_RETENTION_S
+    paces: bool = True
+
+
+CLOUD = Powers()
+#: Pub/Sub's emulator (0.8.20) keeps messages for a week. With a retry policy it never again delivers what was given
+#: back for a few seconds twice; the pauses that the pump asks for are then all there are.
+EMULATOR = Powers(7 * DAY_S, paces=False)
+
+
+@dataclass(frozen=True)
 class Topology:
     topics: tuple[Topic, ...] = ()
     subscriptions: tuple[Subscription, ...] = ()
@@ -125,10 +139,14 @@ def wanted(jobs: Jobs, workloads: Iterable[str], labels: Mapping[str, str] = LAB
     )
 
 
-def within(topology: Topology, longest_retention_s: int) -> Topology:
-    """`topology` for a queue that keeps messages no longer than that (the emulator)."""
-    shortened = (replace(one, retention_s=min(one.retention_s, longest_retention_s)) for one in topology.subscriptions)
-    return replace(topology, subscriptions=tuple(shortened))
+def within(topology: Topology, powers: Powers) -> Topology:
+    """`topology` as far as a queue can do it."""
+
+    def possible(one: Subscription) -> Subscription:
+        one = replace(one, retention_s=min(one.retention_s, powers.longest_retention_s))
+        return one if powers.paces else replace(one, min_backoff_s=None, max_backoff_s=None)
+
+    return replace(topology, subscriptions=tuple(map(possible, topology.subscriptions)))
 
 
 def lane_topics(jobs: Jobs, workloads: Iterable[str]) -> tuple[str, ...]:
