@@ -73,10 +73,11 @@ class Tasks:
         return task
 
     async def kill(self, owner: str) -> None:
+        """SIGKILL asks nobody: a task that a call's failure keeps from noticing is cancelled again."""
         while mine := [task for task in self._of[owner] if task is not asyncio.current_task()]:
             for task in mine:
                 task.cancel()
-            await asyncio.wait(mine)
+            await asyncio.wait(mine, timeout=0.001)
 
 
 def unowned(work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
