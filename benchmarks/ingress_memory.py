@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,10 @@ def empty(store: Path) -> None:
     old_s = time.time() - 5
     for folder in store.glob("tenant-*/*/*"):
         for path in folder.iterdir():
-            if path.stat().st_mtime < old_s:
-                path.unlink(missing_ok=True)
+            # An upload under way has a name of its own for a moment.
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < old_s:
+                    path.unlink()
     for folder in store.glob("tenant-*/*"):
         if not any(path.is_file() for path in folder.rglob("*")) and folder.stat().st_mtime < old_s:
             shutil.rmtree(folder, ignore_errors=True)
