@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,7 +92,8 @@ class Witness:
 
     def _watch_store(self) -> None:
         while not self._over.wait(_LOOK_EVERY_S):
-            self._look()
+            with suppress(OSError):  # the store is taken away while its folders are listed
+                self._look()
 
     def _look(self, *, again: bool = False) -> None:
         for path in self.store.glob("*/*/results/*.json"):
