@@ -2,7 +2,7 @@
 
 Three things ask for replicas. What runs and comes steadily: so many that few calls wait over the target (Erlang's
 formulas). What waits: so many that the waiting is over in time, counting how long each further replica takes until it
-serves; one that would run for less time than it takes to start helps nobody and is not asked for. And the file's
+serves; one that would come when the others are about done helps nobody and is not asked for. And the file's
 bounds.
 
 A replica that is not needed any more is kept while keeping it is the cheaper bet: for as long as a multiple of the
@@ -34,6 +34,8 @@ class Aims:
     """The part of calls that may wait longer than the target while demand is steady."""
     patience: float = 2.0
     """A replica is kept for so many times what it takes to have it back."""
+    stretch: float = 0.25
+    """What waits may take longer than a start by this part of it before one more is started: so long it would work."""
     stale_s: float = 30.0
     """A demand that was seen longer ago is not believed."""
 
@@ -76,7 +78,7 @@ def _needed(bounds: Bounds, demand: Demand, supply: Supply, starts: Starts, aims
     asked = [
         (math.ceil(demand.running / bounds.slots), f"{demand.running} calls run"),
         (_for_the_steady(bounds, demand, starts, aims), f"{demand.arriving_per_s:.3g} calls a second come"),
-        (_for_the_waiting(bounds, demand, supply, starts), f"{demand.waiting} calls wait"),
+        (_for_the_waiting(bounds, demand, supply, starts, aims), f"{demand.waiting} calls wait"),
     ]
     return max(asked, key=lambda one: one[0])
 
@@ -91,7 +93,7 @@ def _for_the_steady(bounds: Bounds, demand: Demand, starts: Starts, aims: Aims) 
     return servers // bounds.slots
 
 
-def _for_the_waiting(bounds: Bounds, demand: Demand, supply: Supply, starts: Starts) -> int:
+def _for_the_waiting(bounds: Bounds, demand: Demand, supply: Supply, starts: Starts, aims: Aims) -> int:
     """The least number of replicas that begins everything that waits in time, or as soon as is reasonable."""
     if not demand.waiting:
         return 0
@@ -99,7 +101,7 @@ def _for_the_waiting(bounds: Bounds, demand: Demand, supply: Supply, starts: Sta
 
     def slots_s(count: int, within_s: float) -> float:
         """Slot-seconds of the first replicas until the time is over, or until one more would have earned its start."""
-        horizon_s = max(within_s, 2 * delays[count])
+        horizon_s = max(within_s, (1 + aims.stretch) * delays[count])
         return bounds.slots * sum(max(0.0, horizon_s - delay) for delay in delays[:count])
 
     # What runs is half done, on average.

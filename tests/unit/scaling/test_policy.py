@@ -52,8 +52,10 @@ def test_one_that_waits_brings_one() -> None:
 def test_as_many_as_have_it_behind_them_in_time() -> None:
     there = Supply(resident=1)
     assert target(waiting(10, 10.0), there).resident == 1
-    # 60 slot-seconds; one is there, two come in 40 s on free shares and work for as long as they started.
-    assert target(waiting(60, 170.0), there).resident == 2
+    # One alone would be done before another could help for a quarter of its start.
+    assert target(waiting(60, 99.0), there).resident == 1
+    assert target(waiting(60, 101.0), there).resident == 2
+    # Two free shares take 40 s; the next one needs a node.
     assert target(waiting(60, 300.0), there).resident == 3
 
 
@@ -67,7 +69,8 @@ def test_sleepers_are_woken_before_anything_is_started() -> None:
 def test_what_already_starts_is_counted() -> None:
     demand = waiting(60, 300.0)
     first = target(demand, Supply(resident=1)).resident
-    assert target(demand, Supply(resident=1, starting=(20.0,) * (first - 1))).resident <= first
+    later = Supply(resident=1, starting=(20.0,) * (first - 1))
+    assert target(demand, later, starts=replace(STARTS, free_shares=0)).resident == first == 3
 
 
 def test_a_far_deadline_is_not_hurried_for() -> None:

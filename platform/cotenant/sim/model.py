@@ -1,0 +1,94 @@
+"""What is simulated: pools of nodes, workloads on them, and what scales them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from cotenant.scaling.terms import Bounds, Demand, Starts, Supply, Target
+from cotenant.sim.stages import DEFAULTS, Image, Stages
+
+
+class Request(NamedTuple):
+    """One call: when it comes, for which workload (by its place among them), how long it has a slot."""
+
+    at_s: float
+    workload: int
+    service_s: float
+
+
+@dataclass(frozen=True)
+class SimPool:
+    """Identical nodes with one GPU each."""
+
+    name: str = "shared"
+    usd_per_h: float = 1.0
+    min_nodes: int = 0
+    max_nodes: int = 20
+    spare_nodes: int = 0
+    """Nodes that are kept ready with nothing on them."""
+    idle_s: float = 60.0
+    """A node with nothing on it goes after this long."""
+    image: Image = Image.STREAM
+    """How a new node gets the image."""
+    losses_per_h: float = 0.0
+    """How often a node is taken away, as spot nodes are, for each hour that it runs."""
+
+
+@dataclass(frozen=True)
+class SimWorkload:
+    """One workload: its replicas' bounds, the share of a GPU that each books, and the pool that they are on."""
+
+    name: str
+    bounds: Bounds
+    share: float = 1.0
+    pool: int = 0
+    stages: Stages = DEFAULTS
+
+
+@dataclass(frozen=True)
+class View:
+    """What a scaler sees of one workload."""
+
+    bounds: Bounds
+    demand: Demand
+    supply: Supply
+    starts: Starts
+
+
+class Scaler(Protocol):
+    """What decides how many replicas each workload has."""
+
+    name: str
+    every_s: float
+    """It is asked so often."""
+
+    def target(self, workload: int, view: View, now: float) -> Target: ...
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A platform and what is asked of it. `requests` come in the order of their times."""
+
+    pools: tuple[SimPool, ...]
+    workloads: tuple[SimWorkload, ...]
+    requests: Iterable[Request]
+    until_s: float
+    """No request comes later; the simulation goes on until the last one is done, or `patience_s` longer."""
+    patience_s: float = 3600.0
+    seed: int = 1
+    sample_s: float = 60.0
+
+
+@dataclass
+class Sample:
+    """How it stood at one time. Lists are by workload, `nodes` by pool (ready and coming)."""
+
+    at_s: float
+    arrived: list[int] = field(default_factory=list)
+    waiting: list[int] = field(default_factory=list)
+    resident: list[int] = field(default_factory=list)
+    asleep: list[int] = field(default_factory=list)
+    starting: list[int] = field(default_factory=list)
+    nodes: list[int] = field(default_factory=list)

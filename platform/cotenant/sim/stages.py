@@ -1,0 +1,103 @@
+"""How long the stages of a start take, and which of them a replica goes through. Every figure has its source.
+
+The figures are ranges that people report, not measurements of one machine; `DEFAULTS` can be overridden stage by stage.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from typing import Any
+
+
+class Image(str, Enum):
+    """How a node gets the container image."""
+
+    PULL = "pull"
+    STREAM = "stream"
+    """Artifact Registry's image streaming: the container starts while its files are still fetched."""
+    BAKED = "baked"
+    """On a secondary boot disk of the node."""
+    THERE = "there"
+    """Nothing to fetch: the node's own system has it."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Seconds of one stage: at least, most often, at most. Drawn from the triangle between them."""
+
+    least_s: float
+    often_s: float
+    most_s: float
+    source: str = ""
+
+    def draw(self, rng: random.Random) -> float:
+        return rng.triangular(self.least_s, self.most_s, self.often_s) if self.most_s > self.least_s else self.often_s
+
+    @property
+    def mean_s(self) -> float:
+        return (self.least_s + self.often_s + self.most_s) / 3
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of a start, in their order."""
+
+    node: Span = Span(50, 75, 120, "GKE: time from pending pod to ready node, as reported for g2 machines")
+    driver: Span = Span(20, 35, 60, "GKE: driver installation and device plugin on a new node")
+    pull: Span = Span(70, 120, 190, "a CUDA image of 8 to 15 GB from a registry in the region")
+    stream: Span = Span(2, 8, 20, "GKE image streaming, the first container of an image on a node")
+    baked: Span = Span(1, 3, 8, "GKE secondary boot disk: up to 29 times as fast as a pull of 16 GB")
+    process: Span = Span(8, 14, 25, "container, Python imports, Ray's join; 13 s measured here with bytecode compiled")
+    weights: Span = Span(15, 25, 60, "weights of an 8-billion-parameter model from a disk or a bucket")
+    warm_up: Span = Span(5, 15, 40, "kernel compilation and CUDA graphs; 3 to 15 with a cache")
+    wake: Span = Span(0.5, 2, 6, "vLLM's sleep level 1, a pipeline back from host memory")
+
+    def wake_s(self, rng: random.Random) -> float:
+        return self.wake.draw(rng)
+
+    def share_s(self, rng: random.Random) -> float:
+        """On a node that is there."""
+        return self.process.draw(rng) + self.weights.draw(rng) + self.warm_up.draw(rng)
+
+    def node_s(self, rng: random.Random, image: Image) -> float:
+        """Until a new node can run containers of the platform."""
+        return (
+            self.node.draw(rng) + self.driver.draw(rng) + (self.image(image).draw(rng) if image.value != "there" else 0)
+        )
+
+    def image(self, image: Image) -> Span:
+        spans = {Image.PULL: self.pull, Image.STREAM: self.stream, Image.BAKED: self.baked}
+        return spans.get(image, Span(0, 0, 0))
+
+    @property
+    def mean_share_s(self) -> float:
+        return self.process.mean_s + self.weights.mean_s + self.warm_up.mean_s
+
+    def mean_node_s(self, image: Image) -> float:
+        return self.node.mean_s + self.driver.mean_s + self.image(image).mean_s
+
+
+DEFAULTS = Stages()
+
+
+def overridden(given: Mapping[str, Any], stages: Stages = DEFAULTS) -> Stages:
+    """`stages` with some replaced: `{"pull": [60, 90, 150], "wake": 1.5}`.
+
+    Raises:
+        ValueError: a stage of that name is not known, or its value is no number and no rising three.
+    """
+    known = {field.name for field in fields(Stages)}
+    spans = {}
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"there is no stage {name!r}; stages are {', '.join(sorted(known))}")
+        numbers = value if isinstance(value, list) else [value] * 3
+        good = len(numbers) == 3 and all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers)
+        if not good or not 0 <= numbers[0] <= numbers[1] <= numbers[2]:
+            raise ValueError(f"stage {name} is {value!r}; give seconds, or [least, most often, most]")
+        least, often, most = map(float, numbers)
+        spans[name] = Span(least, often, most, "given")
+    return replace(stages, **spans)
