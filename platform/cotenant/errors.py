@@ -93,6 +93,12 @@ class JobsFileError(CotenantError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+class TraceError(CotenantError):
+    """A trace, or a load, that is to be simulated is wrong."""
+
+    exit_code = 2
+
+
 class JobError(CotenantError):
     """A job can't be taken further."""
 

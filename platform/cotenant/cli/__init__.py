@@ -15,6 +15,7 @@ from cotenant.cli.lazy import LazyGroup
 COMMANDS = {
     "plan": "cotenant.cli.plan:plan",
     "fit": "cotenant.cli.fit:fit",
+    "simulate": "cotenant.cli.simulate:simulate_command",
     "compile": "cotenant.cli.compile:compile",
     "schema": "cotenant.cli.schema:schema",
     "up": "cotenant.cli.up:up",

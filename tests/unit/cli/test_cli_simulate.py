@@ -1,0 +1,87 @@
+"""`cotenant simulate` as it is typed: the table, the JSON, and what it says to what makes no sense."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cotenant.cli import main
+
+pytestmark = pytest.mark.unit
+
+FILE = str(Path(__file__).parents[3] / "deployments/platform.yaml")
+LOADS = ("--load", "mockups=0.5@1x4", "--load", "writer=0.2@3", "--hours", "1")
+
+
+def simulate(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["simulate", "-f", FILE, "-e", "prod", *arguments])
+
+
+def test_json_compares_all_ways_on_the_same_calls() -> None:
+    said = json.loads(simulate(*LOADS, "--json").stdout)
+    assert said["simulated"] is True
+    runs = {run["name"]: run for run in said["runs"]}
+    assert list(runs) == [
+        "cotenant", "Serve's default", "HPA on the queue metric", "fixed at the peak", "a GPU each, at the peak",
+    ]  # fmt: skip
+    assert {run["workloads"]["mockups"]["calls"] for run in runs.values()} == {
+        runs["cotenant"]["workloads"]["mockups"]["calls"]
+    }
+    assert all(run["undone"] == 0 for run in runs.values())
+    assert runs["cotenant"]["gpu_hours"] < runs["fixed at the peak"]["gpu_hours"]
+    assert runs["fixed at the peak"]["gpu_hours"] < runs["a GPU each, at the peak"]["gpu_hours"]
+    assert runs["fixed at the peak"]["workloads"]["mockups"]["longer_than_target"] == 0
+
+
+def test_the_same_seed_says_the_same() -> None:
+    assert simulate(*LOADS, "--json", "--seed", "3").stdout == simulate(*LOADS, "--json", "--seed", "3").stdout
+    assert simulate(*LOADS, "--json", "--seed", "3").stdout != simulate(*LOADS, "--json", "--seed", "4").stdout
+
+
+def test_the_table_names_every_way_and_that_it_is_simulated() -> None:
+    result = simulate(*LOADS)
+    assert result.exit_code == 0
+    for words in ("1 h, simulated", "HPA on the queue metric", "mockups: ", "to wait no longer than 5 s", "not a bill"):
+        assert words in result.stdout
+    assert "painter: " not in result.stdout
+
+
+def test_a_trace_is_played_and_own_stages_are_taken(tmp_path: Path) -> None:
+    trace, stages = tmp_path / "trace.csv", tmp_path / "stages.yaml"
+    trace.write_text("at_s,service_s\n" + "".join(f"{n},0.5\n" for n in range(200)))
+    stages.write_text("{wake: 1, pull: [60, 90, 150]}")
+    result = simulate(
+        "--trace", str(trace), "--workload", "mockups", "--stages", str(stages), "--image", "pull", "--json"
+    )
+    (ours, *_) = json.loads(result.stdout)["runs"]
+    assert ours["workloads"]["mockups"]["calls"] == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "give either --trace FILE or one or more --load"),
+        (("--trace", "x", "--load", "mockups=1@1"), "give either --trace FILE or one or more --load"),
+        (("--load", "mockups"), "--load mockups is not NAME=RATE@SECONDS[xB]"),
+        (("--load", "cups=1@1"), "NAME is one of"),
+        (("--load", "mockups=0@1"), "is not NAME=RATE@SECONDS"),
+        (("--load", "mockups=1@1x99"), "B is 1 to 10"),
+        (("--trace", "/nowhere.csv"), "/nowhere.csv can't be read"),
+        (("--trace", "x", "--workload", "cups"), "there is no workload cups"),
+        (("--load", "mockups=1@1", "--stages", "/nowhere.yaml"), "/nowhere.yaml: "),
+    ],
+)
+def test_what_makes_no_sense_is_said_in_a_line(arguments: tuple[str, ...], said: str) -> None:
+    result = simulate(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.stderr
+
+
+def test_stages_that_are_no_mapping_are_named(tmp_path: Path) -> None:
+    stages = tmp_path / "stages.yaml"
+    stages.write_text("[1, 2]")
+    assert "is no mapping of stages" in simulate("--load", "mockups=1@1", "--stages", str(stages)).stderr
