@@ -18,7 +18,7 @@ from cotenant.errors import TraceError
 from cotenant.gpu.plan import plan as make_plan
 from cotenant.sim.model import Request, Scaler, Scene, SimPool, SimWorkload
 from cotenant.sim.run import Outcome, simulate
-from cotenant.sim.scalers import Cotenant, FixedPeak, HpaOnMetric, ServeDefault
+from cotenant.sim.scalers import Cotenant, FixedPeak, HpaOnMetric, Keda, ServeDefault
 from cotenant.sim.scene import scene_parts
 from cotenant.sim.stages import DEFAULTS, Image, Stages, overridden
 from cotenant.sim.traces import Load, TokenSpeed, random_requests, read_trace
@@ -134,6 +134,7 @@ def _runs(
         ("cotenant", pools, workloads, Cotenant()),
         ("Serve's default", pools, workloads, ServeDefault()),
         ("HPA on the queue metric", pools, workloads, HpaOnMetric()),
+        ("KEDA", pools, workloads, Keda()),
         ("fixed at the peak", pools, at_peak(workloads), FixedPeak()),
         ("a GPU each, at the peak", roomy, at_peak(whole), FixedPeak()),
     ]

@@ -61,10 +61,11 @@ class HpaOnMetric:
     every_s: float = 15.0
     _seen: dict[int, deque[tuple[float, int]]] = field(default_factory=lambda: defaultdict(deque))
     _wanted: dict[int, deque[tuple[float, int]]] = field(default_factory=lambda: defaultdict(deque))
+    _shown: dict[int, int | None] = field(default_factory=dict)
 
     def target(self, workload: int, view: View, now: float) -> Target:
         bounds, present = view.bounds, view.supply.replicas
-        metric = self._metric(workload, view.demand.waiting + view.demand.running, now)
+        metric = self._look(workload, view.demand.waiting + view.demand.running, now)
         wanted = math.ceil(metric / self.per_replica) if metric is not None else present
         if present and abs(wanted / present - 1) <= self.tolerance:
             wanted = present
@@ -78,14 +79,42 @@ class HpaOnMetric:
         up_to = max(2 * present, present + 4)
         return Target(bounds.clamp(min(wanted, up_to) if wanted > present else min(present, down_to)))
 
-    def _metric(self, workload: int, undelivered: int, now: float) -> int | None:
-        """What the metric shows: the last point that is old enough to be readable."""
+    def shown(self, workload: int) -> int | None:
+        """What the metric showed when it was last looked at; None before its first point can be read."""
+        return self._shown.get(workload)
+
+    def _look(self, workload: int, undelivered: int, now: float) -> int | None:
+        """The last point that is old enough to be readable."""
         seen = self._seen[workload]
         if not seen or now - seen[-1][0] >= self.sample_s:
             seen.append((now, undelivered))
         while len(seen) > 1 and seen[1][0] <= now - self.lag_s:
             seen.popleft()
-        return seen[0][1] if seen[0][0] <= now - self.lag_s else None
+        self._shown[workload] = seen[0][1] if seen[0][0] <= now - self.lag_s else None
+        return self._shown[workload]
+
+
+@dataclass
+class Keda(HpaOnMetric):
+    """KEDA's Pub/Sub scaler: an HPA on the same metric, which it also starts from zero and takes back to it.
+
+    KEDA 2, "Scaling Deployments": `pollingInterval` 30 s, `cooldownPeriod` 300 s after it was last active. What the
+    metric shows is two to three minutes old, as users report.
+    """
+
+    lag_s: float = 150.0
+    cooldown_s: float = 300.0
+    name: str = "KEDA"
+    _active_s: dict[int, float] = field(default_factory=dict)
+
+    def target(self, workload: int, view: View, now: float) -> Target:
+        wanted = super().target(workload, view, now)
+        metric = self.shown(workload)
+        if metric:
+            self._active_s[workload] = now
+        if now - self._active_s.get(workload, -math.inf) >= self.cooldown_s:
+            return Target(view.bounds.clamp(0))
+        return wanted
 
 
 @dataclass

@@ -25,8 +25,13 @@ def test_json_compares_all_ways_on_the_same_calls() -> None:
     assert said["simulated"] is True
     runs = {run["name"]: run for run in said["runs"]}
     assert list(runs) == [
-        "cotenant", "Serve's default", "HPA on the queue metric", "fixed at the peak", "a GPU each, at the peak",
-    ]  # fmt: skip
+        "cotenant",
+        "Serve's default",
+        "HPA on the queue metric",
+        "KEDA",
+        "fixed at the peak",
+        "a GPU each, at the peak",
+    ]
     assert {run["workloads"]["mockups"]["calls"] for run in runs.values()} == {
         runs["cotenant"]["workloads"]["mockups"]["calls"]
     }

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cotenant.scaling.terms import Bounds, Target
 from cotenant.sim.model import Request, Scaler, Scene, SimPool, SimWorkload, View
 from cotenant.sim.run import Outcome, simulate
-from cotenant.sim.scalers import Cotenant, FixedPeak, HpaOnMetric, ServeDefault
+from cotenant.sim.scalers import Cotenant, FixedPeak, HpaOnMetric, Keda, ServeDefault
 from cotenant.sim.stages import DEFAULTS, Image, Span, Stages, overridden
 from cotenant.sim.tally import Waits
 
@@ -94,7 +94,7 @@ def test_what_a_lost_node_worked_on_is_done_elsewhere() -> None:
 
 @given(
     st.lists(st.tuples(st.floats(0, 2000), st.integers(0, 1), st.floats(0, 100)), max_size=60),
-    st.sampled_from([Cotenant, FixedPeak, HpaOnMetric, ServeDefault]),
+    st.sampled_from([Cotenant, FixedPeak, HpaOnMetric, Keda, ServeDefault]),
     st.booleans(),
     st.integers(0, 2),
     st.sampled_from([0.0, 20.0]),
@@ -156,6 +156,15 @@ def test_the_queue_itself_is_faster_than_its_metric_and_cheaper_than_the_peak() 
     assert ours.waits[0].quantile(0.95) < metric.waits[0].quantile(0.95)
     assert ours.spent.node_s[0] < 0.6 * peak.spent.node_s[0]
     assert ours.spent.node_s[0] < metric.spent.node_s[0]
+
+
+def test_keda_goes_to_zero_and_comes_back_when_the_metric_shows_it() -> None:
+    calls = [Request(100, 0, 1.0), Request(4000, 0, 1.0)]
+    outcome = simulate(scene(calls, replace(MOCKUPS, stages=EXACT)), Keda())
+    there = [(sample.at_s, sample.resident[0] + sample.starting[0]) for sample in outcome.samples]
+    assert [count for at_s, count in there if 1200 < at_s < 3900] == [0] * 44
+    # The metric is 150 s old, then node, image, process, weights and warm-up take 130 s.
+    assert 280 <= outcome.waits[0].longest_s < 280 + 60 + 15
 
 
 # --- parts --------------------------------------------------------------------------------------------------
