@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 
 from cotenant.jobs.queue.emulator import find_emulator
+from tests.acceptance.chaos.faults import WEIGHTS
 from tests.acceptance.chaos.run import Course, play, show
 from tests.contracts import chaos_plans
 from tests.contracts.virtual_time import run as run_in_virtual_time
@@ -50,6 +51,7 @@ def main() -> int:
     parser.add_argument("--slice", action="store_true", help=f"the short run: {SLICE}")
     parser.add_argument("--twin", type=int, metavar="N", help="play N courses on the in-memory twin instead")
     parser.add_argument("--steps", type=int, default=30, help="steps of a course on the twin")
+    parser.add_argument("--only", choices=list(WEIGHTS), metavar="KIND", help="one kind of fault, evenly over the time")
     parser.add_argument("--keep", action="store_true", help="leave the folder and Ray's logs")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
@@ -61,7 +63,12 @@ def main() -> int:
         console.print(f"skipped: {command}")
         return SKIPPED
     course = Course(
-        arguments.seed, arguments.jobs, arguments.faults, over_s=arguments.minutes * 60, settle_s=arguments.settle
+        arguments.seed,
+        arguments.jobs,
+        arguments.faults,
+        over_s=arguments.minutes * 60,
+        settle_s=arguments.settle,
+        only=arguments.only,
     )
     if arguments.slice:
         course = dataclasses.replace(course, **SLICE)

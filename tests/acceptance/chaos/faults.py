@@ -54,9 +54,11 @@ class Fault:
     note: str = ""
 
 
-def plan_faults(seed: int, count: int, over_s: float) -> list[Plan]:
-    """`count` faults by time, each kind at least once if there are enough."""
+def plan_faults(seed: int, count: int, over_s: float, *, only: str | None = None) -> list[Plan]:
+    """`count` faults by time, each kind at least once if there are enough; or `only` one kind, evenly over the time."""
     rng = random.Random(f"faults {seed}")
+    if only is not None:
+        return [Plan((n + 0.5) * over_s / count, only, rng.uniform(2, 9), rng.randrange(1000)) for n in range(count)]
     kinds = list(WEIGHTS)[:count]
     kinds += rng.choices(list(WEIGHTS), weights=list(WEIGHTS.values()), k=count - len(kinds))
     rng.shuffle(kinds)

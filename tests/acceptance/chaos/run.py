@@ -44,6 +44,8 @@ class Course:
     settle_s: float
     lease_s: int = 10
     max_attempts: int = 10
+    only: str | None = None
+    """The one kind of fault, if not all."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class _Play:
         began, began_s = time.monotonic(), time.time()
         await asyncio.gather(
             clients.run(make_load(course.seed, course.jobs, course.over_s), began),
-            breaker.run(plan_faults(course.seed, course.faults, course.over_s), began, say),
+            breaker.run(plan_faults(course.seed, course.faults, course.over_s, only=course.only), began, say),
             self._tell(),
         )
         quiet_s = time.monotonic()
