@@ -101,7 +101,9 @@ def _print(headings: Sequence[str], rows: Iterable[Sequence[Text]]) -> None:
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading in headings:
-        table.add_column(heading, overflow="fold" if heading in ("id", "custom_id") else "ellipsis")
+        # An id is there to be copied.
+        fold = heading in ("id", "custom_id")
+        table.add_column(heading, overflow="fold" if fold else "ellipsis", no_wrap=heading == "id")
     for row in rows:
         table.add_row(*row)
     Console(highlight=False).print(table)

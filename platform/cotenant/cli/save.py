@@ -116,6 +116,8 @@ def _suffix(picture: bytes) -> str:
 
 def _stem(custom_id: str) -> str:
     readable = re.sub(r"[^\w.+@=-]+", "-", custom_id, flags=re.ASCII).strip("-.")
+    # A job that is called after its artwork would become art.png.png.
+    readable = re.sub(r"\.(png|jpe?g|webp)$", "", readable, flags=re.IGNORECASE)
     return readable[:_MAX_STEM].rstrip("-.")
 
 

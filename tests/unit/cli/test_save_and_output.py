@@ -84,6 +84,14 @@ def test_names_are_readable_safe_and_never_shared() -> None:
     assert all("/" not in name and not name.startswith(".") and 0 < len(name) < 230 for name in names.values())
 
 
+def test_a_job_called_after_its_artwork_is_not_called_a_picture_twice() -> None:
+    cat, dog, other = (Identity("acme", "b1", name) for name in ("mug/cat.PNG", "mug/dog.png", "mug/dog.jpg"))
+    names = safe_names([cat, dog, other])
+    assert names[cat] == "mug-cat"
+    assert names[dog] != names[other]
+    assert {names[one].split("~")[0] for one in (dog, other)} == {"mug-dog"}
+
+
 def test_further_pictures_of_a_job_get_numbers_and_no_draft_stays(tmp_path: Path) -> None:
     written = save(tmp_path / "out", "x", [(b"1", ".png"), (b"2", ".png")])
     assert [path.name for path in written] == ["x.png", "x~2.png"]
