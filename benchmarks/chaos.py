@@ -70,6 +70,8 @@ def main() -> int:
         settle_s=arguments.settle,
         only=arguments.only,
     )
+    if course.only is not None:  # what fails for ever is given up sooner, so that a short run ends
+        course = dataclasses.replace(course, max_attempts=SLICE["max_attempts"])
     if arguments.slice:
         course = dataclasses.replace(course, **SLICE)
     report = play(course, command, console, keep=arguments.keep)

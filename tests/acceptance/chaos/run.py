@@ -29,7 +29,7 @@ from tests.acceptance.chaos.topics import Topics
 from tests.acceptance.chaos.verdict import Court, Verdict, spread
 from tests.acceptance.chaos.witness import Witness, engine_runs
 
-#: An ingress that is killed may take so long over its lease until the first of its jobs has ended elsewhere.
+#: An ingress that is killed may take so long over its lease until the first of its jobs is taken on elsewhere.
 RECOVERY_OVER_LEASE_S = 5.0
 
 
@@ -148,8 +148,9 @@ class _Play:
         await clients.close()
         court = Court(self._stage.store, clients.asked, self._witness, course.max_attempts)
         court.judge(batches=batches)
-        court.count_cost(engine_runs(self._stage.folder), breaker.happened, until_s)
-        court.count_recoveries(breaker.happened, course.lease_s)
+        runs = engine_runs(self._stage.folder)
+        court.count_cost(runs, breaker.happened, until_s)
+        court.count_recoveries(breaker.happened, runs, course.lease_s)
         if unsettled:
             court.verdict.wrongs.append(f"unsettled: {unsettled} messages")
         ended_s = [seen.at_s for seen in self._witness.objects.values()]
@@ -260,8 +261,10 @@ def show(report: Report, console: Console) -> None:
     for name, some in (("recovery", verdict.recoveries), ("recovery, nothing else broken", alone)):
         late = sum(one.first_s > lease_s + RECOVERY_OVER_LEASE_S for one in some)
         limit = f"{late} of {len(some)} over {lease_s + RECOVERY_OVER_LEASE_S:.0f} s"
-        rows.append((name, f"first job {spread([one.first_s for one in some])} s (least/median/most), {limit}"))
-        rows.append(("", f"last job {spread([one.last_s for one in some])} s"))
+        rows.append(
+            (name, f"first job taken up {spread([one.first_s for one in some])} s (least/median/most), {limit}")
+        )
+        rows.append(("", f"last job taken on {spread([one.last_s for one in some])} s"))
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -178,13 +178,21 @@ class Court:
             self.verdict.wasted_s[cause] += seconds
             self.verdict.wasted_runs[cause] += 1
 
-    def count_recoveries(self, faults: Sequence[Fault], lease_s: float) -> None:
+    def count_recoveries(self, faults: Sequence[Fault], runs: Sequence[EngineRun], lease_s: float) -> None:
+        """When the jobs of a killed ingress were taken up again: worked on elsewhere, or seen to have a result."""
+        begun: dict[str, list[float]] = defaultdict(list)
+        for run in runs:
+            begun[run.job].append(run.began_s)
         paths = {one.identity.job_id: self._store / result_key(one.identity) for one in self._asked if one.identity}
         for fault in faults:
             if not fault.held:
                 continue
-            seen = [self._witness.objects.get(paths[job]) for job in fault.held if job in paths]
-            after = sorted(one.at_s - fault.began_s for one in seen if one is not None and one.at_s > fault.began_s)
+            after = []
+            for job in (job for job in fault.held if job in paths):
+                seen = self._witness.objects.get(paths[job])
+                taken_up = [*begun[job], *([seen.at_s] if seen is not None else [])]
+                after += sorted(at_s - fault.began_s for at_s in taken_up if at_s > fault.began_s)[:1]
+            after.sort()
             if not after:
                 continue
             until_s = fault.began_s + after[0]
