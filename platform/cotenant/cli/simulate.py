@@ -138,14 +138,17 @@ def _runs(
         ("fixed at the peak", pools, at_peak(workloads), FixedPeak()),
         ("a GPU each, at the peak", roomy, at_peak(whole), FixedPeak()),
     ]
+    from rich.console import Console  # noqa: PLC0415 - `--json` and errors do without rich
+    from rich.progress import track  # noqa: PLC0415
+
     runs = []
-    for name, its_pools, its_workloads, scaler in ways:
-        if progress:
-            click.echo(f"\r{name:40}", nl=False, err=True)
+    console = Console(stderr=True)
+    shown = progress and console.is_terminal
+    for name, its_pools, its_workloads, scaler in track(
+        ways, "simulating", console=console, transient=True, disable=not shown
+    ):
         scene = Scene(its_pools, its_workloads, requests(), until_s, seed=seed)
         runs.append(_Run(name, its_pools, its_workloads, simulate(scene, scaler)))
-    if progress:
-        click.echo("\r" + " " * 40 + "\r", nl=False, err=True)
     return runs
 
 

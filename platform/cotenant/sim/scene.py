@@ -14,8 +14,8 @@ from cotenant.sim.stages import DEFAULTS, Image, Span, Stages
 
 #: A call should wait no longer than this, by what serves it.
 TARGET_WAIT_S: dict[Kind, float] = {"llm": 2.0, "mockup": 5.0, "image": 15.0}
-#: Loading a scene or a small pipeline takes less than an LLM's weights.
-_LIGHT_WEIGHTS = Span(0.5, 2, 6, "a scene of some MB: 1.4 s until the first frame, measured on a CPU")
+#: Instead of an LLM's weights, a renderer loads a scene of some MB.
+_SCENE = Span(0.5, 2, 6, "assumed; 1.4 s until the first frame on a CPU, measured")
 
 
 def scene_parts(
@@ -53,6 +53,6 @@ def scene_parts(
         )
         mine = stages
         if workload.kind == "mockup" and stages.weights == DEFAULTS.weights:
-            mine = replace(stages, weights=_LIGHT_WEIGHTS)
+            mine = replace(stages, weights=_SCENE)
         workloads.append(SimWorkload(name, bounds, booking.num_gpus, names.index(booking.pool), mine))
     return tuple(pools), tuple(workloads)

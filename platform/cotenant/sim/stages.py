@@ -1,6 +1,8 @@
-"""How long the stages of a start take, and which of them a replica goes through. Every figure has its source.
+"""How long the stages of a start take, and which of them a replica goes through.
 
-The figures are ranges that people report, not measurements of one machine; `DEFAULTS` can be overridden stage by stage.
+The figures are ranges that people report, chosen so that their sums come near the 360, 240 and 120 s that one team told
+of its own bursts (metric and pull, with streaming, with nodes preloaded): a model, not a measurement of any machine.
+`DEFAULTS` can be overridden stage by stage, which is what figures of one's own are for.
 """
 
 from __future__ import annotations
@@ -45,15 +47,15 @@ class Span:
 class Stages:
     """The stages of a start, in their order."""
 
-    node: Span = Span(50, 75, 120, "GKE: time from pending pod to ready node, as reported for g2 machines")
-    driver: Span = Span(20, 35, 60, "GKE: driver installation and device plugin on a new node")
-    pull: Span = Span(70, 120, 190, "a CUDA image of 8 to 15 GB from a registry in the region")
-    stream: Span = Span(2, 8, 20, "GKE image streaming, the first container of an image on a node")
-    baked: Span = Span(1, 3, 8, "GKE secondary boot disk: up to 29 times as fast as a pull of 16 GB")
-    process: Span = Span(8, 14, 25, "container, Python imports, Ray's join; 13 s measured here with bytecode compiled")
-    weights: Span = Span(15, 25, 60, "weights of an 8-billion-parameter model from a disk or a bucket")
-    warm_up: Span = Span(5, 15, 40, "kernel compilation and CUDA graphs; 3 to 15 with a cache")
-    wake: Span = Span(0.5, 2, 6, "vLLM's sleep level 1, a pipeline back from host memory")
+    node: Span = Span(50, 75, 120, "reported: from a pending pod to a ready node on GKE")
+    driver: Span = Span(20, 35, 60, "reported: driver and device plugin on a new node")
+    pull: Span = Span(70, 120, 190, "reported: a GPU image from a registry in the region")
+    stream: Span = Span(2, 8, 20, "reported: image streaming, the first container of an image on a node")
+    baked: Span = Span(1, 3, 8, "GKE's documentation: a secondary boot disk is up to 29 times as fast for 16 GB")
+    process: Span = Span(8, 14, 25, "reported: container, Python imports, Ray's join")
+    weights: Span = Span(15, 25, 60, "reported: an LLM's weights from a disk or a bucket")
+    warm_up: Span = Span(5, 15, 40, "reported: compilation and CUDA graphs; 3 to 15 with a cache")
+    wake: Span = Span(0.5, 2, 6, "reported: vLLM's sleep level 1, a pipeline back from host memory")
 
     def wake_s(self, rng: random.Random) -> float:
         return self.wake.draw(rng)

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from google.api_core import exceptions as google_errors
+
 from cotenant.errors import CotenantError
 from cotenant.jobs.store.records import Board
 from tests.acceptance.chaos.stage import RENDERER, SIMULATED, Stage
@@ -145,7 +147,7 @@ class Breaker:
         while True:
             try:
                 return await asyncio.to_thread(ask)
-            except Exception:
+            except (google_errors.GoogleAPIError, OSError):
                 await asyncio.sleep(0.5)
 
     async def _kill_ingress(self, plan: Plan) -> Fault | None:

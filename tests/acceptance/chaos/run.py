@@ -261,10 +261,9 @@ def show(report: Report, console: Console) -> None:
     for name, some in (("recovery", verdict.recoveries), ("recovery, nothing else broken", alone)):
         late = sum(one.first_s > lease_s + RECOVERY_OVER_LEASE_S for one in some)
         limit = f"{late} of {len(some)} over {lease_s + RECOVERY_OVER_LEASE_S:.0f} s"
-        rows.append(
-            (name, f"first job taken up {spread([one.first_s for one in some])} s (least/median/most), {limit}")
-        )
-        rows.append(("", f"last job taken on {spread([one.last_s for one in some])} s"))
+        first, last = spread([one.first_s for one in some]), spread([one.last_s for one in some])
+        rows.append((name, f"first of its jobs taken on {first} s (least/median/most), {limit}"))
+        rows.append(("", f"last of its jobs taken on {last} s"))
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -179,7 +179,7 @@ class Court:
             self.verdict.wasted_runs[cause] += 1
 
     def count_recoveries(self, faults: Sequence[Fault], runs: Sequence[EngineRun], lease_s: float) -> None:
-        """When the jobs of a killed ingress were taken up again: worked on elsewhere, or seen to have a result."""
+        """When the jobs of a killed ingress were taken on again: worked on elsewhere, or seen to have a result."""
         begun: dict[str, list[float]] = defaultdict(list)
         for run in runs:
             begun[run.job].append(run.began_s)
@@ -190,8 +190,8 @@ class Court:
             after = []
             for job in (job for job in fault.held if job in paths):
                 seen = self._witness.objects.get(paths[job])
-                taken_up = [*begun[job], *([seen.at_s] if seen is not None else [])]
-                after += sorted(at_s - fault.began_s for at_s in taken_up if at_s > fault.began_s)[:1]
+                taken_on = [*begun[job], *([seen.at_s] if seen is not None else [])]
+                after += sorted(at_s - fault.began_s for at_s in taken_on if at_s > fault.began_s)[:1]
             after.sort()
             if not after:
                 continue
