@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -118,6 +119,28 @@ async def test_a_subscription_that_is_missing_is_told_with_what_makes_it(lanes: 
     source = lanes.open(MAIN)
     with pytest.raises(SourceUnavailable, match="`cotenant jobs setup` creates what is missing"):
         await source.pull(1)
+    await source.close()
+
+
+async def test_no_pull_is_so_short_that_its_answer_may_come_too_late(
+    lanes: PubSubLanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a late answer brings lies leased until its lease is over, though nobody has it."""
+    source = lanes.open(lane_of("writer"))
+    await source.setup()
+    puller = source._connection.puller
+    pull, timeouts = puller.pull, list[float]()
+
+    async def noted(*arguments: Any, timeout: float, **options: Any) -> Any:
+        timeouts.append(timeout)
+        return await pull(*arguments, timeout=timeout, **options)
+
+    monkeypatch.setattr(puller, "pull", noted)
+    began = time.monotonic()
+    for _ in range(3):
+        assert list(await source.pull(1)) == []
+    assert time.monotonic() - began < 30
+    assert timeouts and min(timeouts) >= 2.0
     await source.close()
 
 

@@ -36,6 +36,9 @@ _KEYS_AT_ONCE = 8
 #: twice as long as the one before, up to the last.
 _FIRST_ACK_PAUSE_S, _LAST_ACK_PAUSE_S = 0.1, 2.0
 _FIRST_PULL_PAUSE_S, _LAST_PULL_PAUSE_S = 0.05, 0.4
+#: A pull that is answered after its deadline has leased messages that nobody has: they come again when the lease is
+#: over. The emulator answers a second before the deadline, or at once where less is left: no pull has less than this.
+_SHORTEST_PULL_S = 2.0
 
 
 class PubSubSource:
@@ -69,9 +72,8 @@ class PubSubSource:
         await self._connect()
         end_s, pause_s = time.monotonic() + self._pull_wait_s, _FIRST_PULL_PAUSE_S
         while True:
-            received = await self._pull(limit, max(0.01, end_s - time.monotonic()))
-            left_s = end_s - time.monotonic()
-            if received or left_s <= pause_s:
+            received = await self._pull(limit, max(_SHORTEST_PULL_S, end_s - time.monotonic()))
+            if received or end_s - time.monotonic() < _SHORTEST_PULL_S:
                 return [_delivery(one) for one in received]
             # Pub/Sub may say at once that there is nothing, and the emulator does while a message waits for its time.
             await asyncio.sleep(pause_s)
