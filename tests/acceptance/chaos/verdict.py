@@ -33,6 +33,8 @@ class Recovery:
     jobs: int
     alone: bool
     """Whether nothing else was broken until then."""
+    jobs_s: Mapping[str, float]
+    """Of each job, by its name: when it was taken on."""
 
 
 @dataclass
@@ -187,12 +189,15 @@ class Court:
         for fault in faults:
             if not fault.held:
                 continue
-            after = []
+            names = {one.identity.job_id: one.ask.custom_id for one in self._asked if one.identity}
+            taken: dict[str, float] = {}
             for job in (job for job in fault.held if job in paths):
                 seen = self._witness.objects.get(paths[job])
                 taken_on = [*begun[job], *([seen.at_s] if seen is not None else [])]
-                after += sorted(at_s - fault.began_s for at_s in taken_on if at_s > fault.began_s)[:1]
-            after.sort()
+                later = [at_s - fault.began_s for at_s in taken_on if at_s > fault.began_s]
+                if later:
+                    taken[names[job]] = round(min(later), 1)
+            after = sorted(taken.values())
             if not after:
                 continue
             until_s = fault.began_s + after[0]
@@ -201,7 +206,7 @@ class Court:
                 if one is not fault and one.began_s < until_s and one.ended_s > fault.began_s - lease_s
                 and one.kind not in ("published again", "identity taken")
             ]  # fmt: skip
-            self.verdict.recoveries.append(Recovery(after[0], after[-1], len(after), not others))
+            self.verdict.recoveries.append(Recovery(after[0], after[-1], len(after), not others, taken))
 
 
 def _line_problem(ask: Ask, line: Mapping[str, Any]) -> str | None:
