@@ -268,7 +268,8 @@ async def test_the_same_seed_gives_the_same_bytes_alone_beside_others_and_among_
     several = (await ok(engine, accept="application/json", seed=5, n=2)).json()
     assert [beside[1], beside[3]] == alone
     assert [base64.b64decode(each["b64_json"]) for each in several["data"]] == alone
-    assert runs == [1, 1, 3, 1, 1, 1, 1]
+    # The five come in through threads, so in any order: those without a seed together, the others each alone.
+    assert (runs[:2], sorted(runs[2:5]), runs[5:]) == ([1, 1], [1, 1, 3], [1, 1])
 
 
 async def test_the_seed_that_an_answer_tells_makes_the_picture_again(engine: ImageEngine) -> None:
