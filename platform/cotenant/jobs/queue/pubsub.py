@@ -42,7 +42,7 @@ _SHORTEST_PULL_S = 2.0
 
 
 class PubSubSource:
-    """A `JobSource` on one subscription. `pull_wait_s` is how long an empty pull takes.
+    """A `JobSource` on one subscription. `pull_wait_s` is how long an empty pull takes, or up to 2 s longer.
 
     By itself it is the main lane, over a connection of its own; `PubSubLanes` opens the others.
     """
@@ -73,7 +73,7 @@ class PubSubSource:
         end_s, pause_s = time.monotonic() + self._pull_wait_s, _FIRST_PULL_PAUSE_S
         while True:
             received = await self._pull(limit, max(_SHORTEST_PULL_S, end_s - time.monotonic()))
-            if received or end_s - time.monotonic() < _SHORTEST_PULL_S:
+            if received or end_s - time.monotonic() <= pause_s:
                 return [_delivery(one) for one in received]
             # Pub/Sub may say at once that there is nothing, and the emulator does while a message waits for its time.
             await asyncio.sleep(pause_s)
