@@ -59,7 +59,9 @@ class _Run:
 )
 @click.option("--image", type=click.Choice([one.value for one in Image]), default="stream", show_default=True,
               help="How a new node gets the container image.")  # fmt: skip
-@click.option("--spare", type=click.IntRange(0, 100), default=0, show_default=True, help="Nodes kept ready and empty.")
+@click.option(
+    "--spare", type=click.IntRange(0, 100), help="Nodes kept ready and empty, instead of the file's nodes.spare."
+)
 @click.option("--stages", "stages_file", type=click.Path(path_type=Path), help="YAML with your own times of stages.")
 @click.option("--prefill", type=click.FloatRange(1), default=TokenSpeed.prefill_per_s, show_default=True,
               help="Tokens of a prompt a second, for traces in tokens.")  # fmt: skip
@@ -76,7 +78,7 @@ def simulate_command(
     loads: tuple[str, ...],
     hours: float,
     image: str,
-    spare: int,
+    spare: int | None,
     stages_file: Path | None,
     prefill: float,
     decode: float,

@@ -189,6 +189,8 @@ class GpuBudget(Model):
 _MOST = 10_000
 #: Requests that one replica works on at once, where the file doesn't say.
 _SLOTS: dict[Kind, int] = {"llm": 32, "mockup": 2, "image": 4}
+#: Seconds that a call should wait at the most, where the file doesn't say.
+_TARGET_WAIT_S: dict[Kind, float] = {"llm": 2.0, "mockup": 5.0, "image": 15.0}
 
 
 class _Range(Model):
@@ -249,6 +251,13 @@ class Workload(Model):
     queue: int = Field(256, ge=1, le=100_000, description="Requests that may wait at one gateway before it says 429.")
     deadline_s: float = Field(300, gt=0, le=86_400, description="A request is cancelled and answered 504 after this.")
     replicas: Replicas = Field(default_factory=Replicas)
+    target_wait_s: float | None = Field(
+        None,
+        gt=0,
+        le=86_400,
+        description="Replicas are added so that a request waits no longer than this before it is worked on (default: "
+        "llm 2, mockup 5, image 15). A job with a deadline may wait until then.",
+    )
     pools: Names = Field((), description="GPU pools it may run in (default: any it fits, cheapest first).")
 
     @model_validator(mode="after")
@@ -277,6 +286,11 @@ class Workload(Model):
         return self.concurrency or _SLOTS[self.kind]
 
     @property
+    def wait_s(self) -> float:
+        """How long a request should wait at the most before it is worked on."""
+        return self.target_wait_s or _TARGET_WAIT_S[self.kind]
+
+    @property
     def models(self) -> tuple[str, ...]:
         """Names a request may ask for in `model`, the public one first; empty for mockups."""
         spec = self.llm or self.image
@@ -288,6 +302,13 @@ class Nodes(_Range):
 
     min: int = Field(0, ge=0, le=_MOST, description="Nodes that always run.")
     max: int = Field(1, ge=1, le=_MOST, description="Nodes at the most.")
+    spare: int = Field(0, ge=0, le=100, description="Nodes kept ready beyond those in use, within max.")
+
+    @model_validator(mode="after")
+    def _spare_is_within_max(self) -> Self:
+        if self.spare > self.max:
+            raise ValueError(f"has spare {self.spare} above max {self.max}; raise max or lower spare")
+        return self
 
 
 class Pool(Model):

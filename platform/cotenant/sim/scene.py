@@ -5,25 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cotenant.config import Platform
-from cotenant.config.model import Kind
 from cotenant.gpu.machines import node_usd_per_h
 from cotenant.gpu.plan import Plan
 from cotenant.scaling.terms import Bounds
 from cotenant.sim.model import SimPool, SimWorkload
 from cotenant.sim.stages import DEFAULTS, Image, Span, Stages
 
-#: A call should wait no longer than this, by what serves it.
-TARGET_WAIT_S: dict[Kind, float] = {"llm": 2.0, "mockup": 5.0, "image": 15.0}
 #: Instead of an LLM's weights, a renderer loads a scene of some MB.
 _SCENE = Span(0.5, 2, 6, "assumed; 1.4 s until the first frame on a CPU, measured")
 
 
 def scene_parts(
-    platform: Platform, plan: Plan, *, image: Image, spare_nodes: int, stages: Stages = DEFAULTS
+    platform: Platform, plan: Plan, *, image: Image, spare_nodes: int | None = None, stages: Stages = DEFAULTS
 ) -> tuple[tuple[SimPool, ...], tuple[SimWorkload, ...]]:
     """The pools that hold workloads, and the workloads on them with the shares that the plan gives them.
 
-    A pool without a price costs nothing. A node of several GPUs is simulated as that many nodes, its price split.
+    `spare_nodes` stands in for what the file says of its pools. A pool without a price costs nothing. A node of
+    several GPUs is simulated as that many nodes, its price split.
     """
     names = [name for name in plan.pools if platform.pools[name].holds_workloads]
     pools = []
@@ -37,7 +35,7 @@ def scene_parts(
                 usd_per_h=usd / gpus,
                 min_nodes=pool.nodes.min * gpus,
                 max_nodes=pool.nodes.max * gpus,
-                spare_nodes=spare_nodes,
+                spare_nodes=pool.nodes.spare * gpus if spare_nodes is None else spare_nodes,
                 image=image,
             )
         )
@@ -48,7 +46,7 @@ def scene_parts(
             slots=workload.slots,
             min=booking.replicas_min,
             max=booking.replicas_max,
-            target_wait_s=TARGET_WAIT_S[workload.kind],
+            target_wait_s=workload.wait_s,
             can_sleep=workload.residency == "sleep",
         )
         mine = stages

@@ -146,3 +146,13 @@ def test_the_schema_knows_the_bounds_of_memory() -> None:
     number, auto = budget["anyOf"]
     assert (number["exclusiveMinimum"], number["maximum"]) == (0, 65536)
     assert auto == {"const": "auto"}
+
+
+def test_how_long_a_request_may_wait_goes_by_its_kind_unless_the_file_says(tmp_path: Path) -> None:
+    def wait_s(more: str) -> float:
+        workload = f"workloads: {{w: {{llm: {{model: smollm2-135m}}, gpu: {{vram_gib: 5}}{more}}}}}\n"
+        pools = "environments: {local: {pools: {p: {accelerator: cpu, vram_gib: 8}}}}\n"
+        return load_platform(write(tmp_path, workload + pools)).workloads["w"].wait_s
+
+    assert wait_s("") == 2.0
+    assert wait_s(", target_wait_s: 0.5") == 0.5

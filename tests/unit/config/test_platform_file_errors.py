@@ -84,6 +84,11 @@ CASES = {
         workload("{mockup: {}, gpu: {vram_gib: 2}, replicas: {min: 3, max: 2}}"),
         "platform.yaml:3: workloads.writer.replicas has min 3 above max 2; raise max or lower min",
     ),
+    "more spare nodes than there may be": (
+        "workloads:\n  m: {mockup: {}, gpu: {vram_gib: 2}}\n"
+        "environments: {local: {pools: {p: {accelerator: cpu, vram_gib: 8, nodes: {max: 2, spare: 3}}}}}\n",
+        "platform.yaml:3: environments.local.pools.p.nodes has spare 3 above max 2; raise max or lower spare",
+    ),
     "negative minimum": (
         workload("{mockup: {}, gpu: {vram_gib: 2}, replicas: {min: -1}}"),
         "platform.yaml:3: workloads.writer.replicas.min should be greater than or equal to 0; got -1",
