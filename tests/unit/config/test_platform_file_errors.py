@@ -87,7 +87,7 @@ CASES = {
     "more spare nodes than there may be": (
         "workloads:\n  m: {mockup: {}, gpu: {vram_gib: 2}}\n"
         "environments: {local: {pools: {p: {accelerator: cpu, vram_gib: 8, nodes: {max: 2, spare: 3}}}}}\n",
-        "platform.yaml:3: environments.local.pools.p.nodes has spare 3 above max 2; raise max or lower spare",
+        "platform.yaml:3: pools.p.nodes has spare 3 above max 2; raise max or lower spare",
     ),
     "negative minimum": (
         workload("{mockup: {}, gpu: {vram_gib: 2}, replicas: {min: -1}}"),
