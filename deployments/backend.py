@@ -22,6 +22,7 @@ from cotenant.calls.relay import RelayServer, RelayStream
 from cotenant.errors import CallError, DeadlineExceeded, ReplicaDied, UnknownWorkload, WorkloadUnavailable
 from deployments.cargo import Cargo
 from deployments.failures import last_line, told
+from deployments.gate import Gate
 from deployments.handles import Handles, ServeCall
 from deployments.trips import ServeTrip
 
@@ -36,9 +37,11 @@ _ALL_ANSWERS_BYTES = 8 << 30
 class ServeBackend:
     """Calls the Serve application named after a workload. Lives in one event loop."""
 
-    def __init__(self, *, relay_host: str | None = None) -> None:
-        """`relay_host` is where the relay listens for token chunks: this node's address by default."""
+    def __init__(self, *, relay_host: str | None = None, gate: Gate | None = None) -> None:
+        """`relay_host` is where the relay listens for token chunks: this node's address by default. At the `gate`
+        calls wait for a workload that has no replica; without one they do so in Serve."""
         self._relay_host = relay_host
+        self._gate = gate
         self._handles = Handles()
         self._relay: RelayServer | None = None
         self._relay_starting = asyncio.Lock()
@@ -110,7 +113,12 @@ class ServeBackend:
         self, workload: str, method: str, calls: Sequence[Call], *, large_reply: bool
     ) -> DeploymentHandle:
         try:
-            return await self._handles.get(workload, method, calls, large_reply=large_reply)
+            handle = await self._handles.get(workload, method, calls, large_reply=large_reply)
+            if self._gate is not None:
+                await self._gate.passed(workload, lambda: self._handles.has_replica(workload), len(calls))
+            return handle
+        except CallError:
+            raise
         except RayServeException as error:
             status = await self.status()
             if workload in status:

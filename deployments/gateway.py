@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.deployment import Application
 
-from cotenant.calls import Directory
+from cotenant.calls import Directory, Served
+from cotenant.calls.counted import CountedBackend
 from cotenant.config import Jobs
 from cotenant.config.model import Gateway as GatewayConfig
 from cotenant.gateway.app import create_app
@@ -22,7 +23,9 @@ from cotenant.gateway.server import HttpServer
 from cotenant.telemetry.logs import configure_logs
 from cotenant.telemetry.metrics import GatewayMetrics
 from deployments.backend import ServeBackend
+from deployments.demand import DemandTeller
 from deployments.desk import open_desk
+from deployments.gate import Gate
 
 #: How long a replica that goes may finish its answers; Serve waits a little longer before it kills.
 GRACE_S = 50.0
@@ -55,7 +58,9 @@ class Gateway:
     def __init__(self, args: dict[str, Any]) -> None:
         configure_logs()
         self._directory: Directory | None = None
-        self._backend = ServeBackend()
+        self._backend = ServeBackend(gate=Gate(lambda: self._teller.heard, lambda name: self._served(name).queue))
+        counted = CountedBackend(self._backend, has_room=self._has_room)
+        self._teller = DemandTeller("gateway", counted.asked)
         given = GatewayArgs.model_validate(args)
         config = given.gateway
         # Keys first: a door that may not open fails here, before it listens.
@@ -63,7 +68,7 @@ class Gateway:
         self._desk = open_desk(given.jobs, self._serving)
         app = create_app(
             self._serving,
-            self._backend,
+            counted,
             config,
             keys,
             GatewayMetrics(),
@@ -77,6 +82,7 @@ class Gateway:
         self._directory = Directory.from_plain(user_config["workloads"])
         if not self._server.serving:
             await self._server.start()
+            self._teller.start()
 
     async def check_health(self) -> None:
         """Raises when nothing listens any more, so that Serve replaces the replica."""
@@ -85,8 +91,15 @@ class Gateway:
 
     async def __del__(self) -> None:
         await self._server.stop()
+        self._teller.stop()
         await self._desk.close()
         await self._backend.close()
 
     def _serving(self) -> Directory:
         return self._directory or Directory(())
+
+    def _served(self, name: str) -> Served:
+        return self._serving().named(name)
+
+    def _has_room(self, workload: str, sent: int) -> bool:
+        return sent < self._served(workload).slots * self._teller.running(workload)

@@ -49,6 +49,13 @@ class Handles:
             self._methods[key] = self._handles[workload].options(method_name=method, _by_reference=not direct)
         return self._methods[key]
 
+    def has_replica(self, workload: str) -> bool:
+        """Whether a replica of the workload serves, as far as its handle has heard."""
+        router = getattr(self._handles[workload], "_router", None)
+        asyncio_router = getattr(router, "_asyncio_router", None)
+        chooser = getattr(asyncio_router, "request_router", None)
+        return chooser is not None and len(chooser.curr_replicas) > 0
+
 
 class ServeCall:
     """One call under way. `ending` is done when it has ended; it was looked at, so nobody need await it."""

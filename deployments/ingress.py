@@ -30,6 +30,8 @@ from cotenant.outbound.delivery import HttpDeliver, load_trusted_hosts
 from cotenant.outbound.webhooks import load_secrets
 from cotenant.telemetry.logs import configure_logs, event
 from deployments.backend import ServeBackend
+from deployments.demand import DemandTeller
+from deployments.gate import Gate
 from deployments.published import Published
 
 #: `memory` keeps jobs in this replica, where there is neither Pub/Sub nor its emulator. Never chosen unasked: a
@@ -79,7 +81,8 @@ class Ingress:
         self._lanes: Lanes | None = None
         self._directory = Directory(())
         self._pump: Pump | None = None
-        self._backend = ServeBackend()
+        self._teller: DemandTeller | None = None
+        self._backend = ServeBackend(gate=Gate(self._heard, lambda name: self._directory.named(name).queue))
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Serve these workloads: `{"workloads": [Served as a dict, …]}`."""
@@ -104,6 +107,8 @@ class Ingress:
         caller = Grouper(self._backend, self._slots_of).call
         self._pump = Pump(jobs, self._lanes, store, self._backend, directory, clerk=clerk, caller=caller)
         self._pump.start()
+        self._teller = DemandTeller("ingress", self._pump.asked, on_running=self._pump.serving)
+        self._teller.start()
         self._publishing = asyncio.create_task(self._publish_metrics(self._pump))
 
     async def submit(self, topic: str, messages: Sequence[Message]) -> Sequence[str]:
@@ -124,8 +129,13 @@ class Ingress:
     async def __del__(self) -> None:
         if self._pump is not None:
             self._publishing.cancel()
+            if self._teller is not None:
+                self._teller.stop()
             await self._pump.drain(self._args.jobs.drain_s)
         await self._backend.close()
+
+    def _heard(self) -> bool:
+        return self._teller is not None and self._teller.heard
 
     def _slots_of(self, workload: str) -> int:
         return self._directory.named(workload).slots

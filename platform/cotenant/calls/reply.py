@@ -22,7 +22,7 @@ class Call:
     `body` is the JSON text as the client sent it (empty for GET). `files` are uploads that the body refers to
     by name, as bytes. `accept` is the Accept header, `tenant` the owner of the API key, `deadline_s` the seconds
     that the caller will still wait, `batch` says that nobody is waiting at the other end: a job. `priority` is a job's
-    among jobs, from -10 to 10: a higher one goes first.
+    among jobs, from -10 to 10: a higher one goes first. `units` is its cost (`calls.cost`).
     """
 
     url: str
@@ -35,6 +35,7 @@ class Call:
     deadline_s: float | None = None
     batch: bool = False
     priority: int = 0
+    units: float = 1.0
 
 
 @dataclass(frozen=True)

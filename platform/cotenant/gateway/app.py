@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 
 import cotenant
 from cotenant.calls import BY_URL, JSON_TYPE, Backend, Call, Directory, Reply, Served, StreamedReply, error_reply
+from cotenant.calls.cost import units_of
 from cotenant.calls.desk import Desk
 from cotenant.config.model import Gateway
 from cotenant.errors import CallError, JobError, Overloaded, ReplicaDied, UnknownWorkload, WorkloadUnavailable
@@ -129,7 +130,8 @@ class _Door:
         raw = await read_body(request, self._max_body_bytes)
         body = parse_json(request.headers, raw)
         served = self._route(request.scope["path"], body, "model")
-        return await self._pass_on(request, served, raw, stream=body.get("stream") is True)
+        units = units_of(served.kind, body)
+        return await self._pass_on(request, served, raw, units=units, stream=body.get("stream") is True)
 
     async def mockup(self, request: Request) -> Response:
         """Renders artwork on a 3D template; answers image bytes or JSON, by the Accept header."""
@@ -141,7 +143,7 @@ class _Door:
         else:
             body = parse_json(request.headers, raw, accepted=f"{JSON_TYPE} or {MULTIPART}")
         served = self._route(request.scope["path"], body, "template")
-        return await self._pass_on(request, served, raw, files=files)
+        return await self._pass_on(request, served, raw, units=units_of(served.kind, body), files=files)
 
     async def image(self, request: Request) -> Response:
         """Makes pictures from words, or edits an image inside a mask; as OpenAI's image routes do."""
@@ -155,7 +157,7 @@ class _Door:
             accepted = f"{JSON_TYPE} or {MULTIPART}" if edits else JSON_TYPE
             body = parse_json(request.headers, raw, accepted=accepted)
         served = self._route(request.scope["path"], body, "model")
-        return await self._pass_on(request, served, raw, files=files)
+        return await self._pass_on(request, served, raw, units=units_of(served.kind, body), files=files)
 
     async def models(self) -> Response:
         """Lists the models that requests may name."""
@@ -246,6 +248,7 @@ class _Door:
         served: Served,
         raw: bytes,
         *,
+        units: float,
         stream: bool = False,
         files: Mapping[str, bytes] | None = None,
     ) -> Response:
@@ -262,6 +265,7 @@ class _Door:
             request_id=visit.request_id,
             tenant=visit.tenant,
             deadline_s=served.deadline_s,
+            units=units,
         )
 
         def left_s() -> float:

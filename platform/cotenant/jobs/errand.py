@@ -8,10 +8,11 @@ done, and lets go of it like of any other when it drains.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from cotenant.calls.demand import Line
 from cotenant.errors import MalformedJob
 from cotenant.jobs.model import Job, Result
 from cotenant.jobs.queue.source import Delivery, Message
@@ -62,6 +63,10 @@ class Clerk(Protocol):
         Raises:
             MalformedJob: there is no such thing, and never will be.
         """
+        ...
+
+    def behind(self) -> Iterable[tuple[str, Line]]:
+        """By workload, jobs that errands have still to publish."""
         ...
 
     async def tick(self) -> None:

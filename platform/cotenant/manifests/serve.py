@@ -12,12 +12,20 @@ from typing import Any
 
 from cotenant.calls import Directory
 from cotenant.config import Platform, Workload
+from cotenant.config.model import Kind
 from cotenant.gpu.plan import Booking, Plan
 
 #: Each Ray node of a pool offers this much of the pool's resource, and a replica takes a crumb of it: it ties the
 #: replica to the pool without ever being what runs out.
 POOL_RESOURCE_PER_NODE = 1000.0
 _POOL_CRUMB = 0.001
+#: Seconds that it takes until a replica serves: from sleep, on a node that is there, with a node that has to be made.
+#: Assumed, as `cotenant simulate` does (`sim.stages`); the scaler learns what they are.
+ASSUMED_STARTS_S: Mapping[Kind, tuple[float, float, float]] = {
+    "llm": (3.0, 70.0, 200.0),
+    "image": (3.0, 70.0, 200.0),
+    "mockup": (3.0, 40.0, 170.0),
+}
 _DOOR_CPUS = 0.1
 
 
@@ -70,7 +78,7 @@ def _workload(name: str, workload: Workload, plan: Plan, *, ingresses: int) -> d
     booking = plan.workloads[name]
     deployment: dict[str, Any] = {
         "name": "Replica",
-        **_replicas(workload),
+        **_replicas(name, workload, booking),
         "max_ongoing_requests": admitted(workload.slots, ingresses=ingresses),
         "max_queued_requests": workload.queue,
         # Serve rounds the percentage up to whole replicas, and the plan has room for one.
@@ -91,10 +99,10 @@ def _workload(name: str, workload: Workload, plan: Plan, *, ingresses: int) -> d
     }
 
 
-def _replicas(workload: Workload) -> dict[str, Any]:
-    """A fixed number, or bounds for Serve's autoscaler, aiming at replicas whose slots are busy but have no queue.
+def _replicas(name: str, workload: Workload, booking: Booking) -> dict[str, Any]:
+    """A fixed number, or bounds within which our policy decides.
 
-    The target counts slots, not what Serve lets in: what waits in a replica for a slot is a queue.
+    Serve's own target of ongoing requests is what its metrics show; it counts slots, not what Serve lets in.
     """
     replicas = workload.replicas
     if replicas.min == replicas.max:
@@ -104,7 +112,34 @@ def _replicas(workload: Workload) -> dict[str, Any]:
             "min_replicas": replicas.min,
             "max_replicas": replicas.max,
             "target_ongoing_requests": max(1.0, round(workload.slots * 0.75, 2)),
+            # The policy has its own patience; Serve is to do what it says when it says it.
+            "upscale_delay_s": 0.0,
+            "downscale_delay_s": 0.0,
+            "downscale_to_zero_delay_s": 0.0,
+            "policy": {
+                "policy_function": "deployments.policy:Policy",
+                "policy_kwargs": _scaled(name, workload, booking),
+            },
         }
+    }
+
+
+def _scaled(name: str, workload: Workload, booking: Booking) -> dict[str, Any]:
+    """What the scaler is told of a workload, as `deployments.scaler.Workload` spells it."""
+    wake_s, share_s, node_s = ASSUMED_STARTS_S[workload.kind]
+    return {
+        "name": name,
+        "pool": booking.pool,
+        "pool_resource": pool_resource(booking.pool),
+        "num_gpus": booking.num_gpus,
+        "cpus": workload.cpus,
+        "slots": workload.slots,
+        "min": workload.replicas.min,
+        "max": workload.replicas.max,
+        "target_wait_s": workload.wait_s,
+        "wake_s": wake_s,
+        "share_s": share_s,
+        "node_s": node_s,
     }
 
 

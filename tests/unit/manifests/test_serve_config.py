@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from cotenant.calls import Directory, Served
 from cotenant.config import Platform, load_platform
 from cotenant.config.model import Gateway, Jobs, LlmSpec, MockupSpec
 from cotenant.gpu.plan import plan
-from cotenant.manifests.serve import node_resources, pool_resource, serve_config, unknown_keys
+from cotenant.manifests.serve import ASSUMED_STARTS_S, node_resources, pool_resource, serve_config, unknown_keys
+from cotenant.sim.scene import SCENE
+from cotenant.sim.stages import DEFAULTS, Image
 
 pytestmark = pytest.mark.unit
 
@@ -74,6 +77,26 @@ def test_a_range_of_replicas_is_autoscaling_within_it() -> None:
     scaling = deployment(config, "writer")["autoscaling_config"]
     assert (scaling["min_replicas"], scaling["max_replicas"]) == (1, 8)
     assert 1 <= scaling["target_ongoing_requests"] <= platform.workloads["writer"].slots
+
+
+def test_what_scales_a_workload_is_told_its_bounds_its_share_and_its_target() -> None:
+    _, config = shipped("prod")
+    scaling = deployment(config, "writer")["autoscaling_config"]
+    assert scaling["policy"]["policy_function"] == "deployments.policy:Policy"
+    told = scaling["policy"]["policy_kwargs"]
+    assert (told["name"], told["min"], told["max"], told["slots"], told["target_wait_s"]) == ("writer", 1, 8, 32, 2.0)
+    assert told["num_gpus"] == deployment(config, "writer")["placement_group_bundles"][0]["GPU"]
+    # The policy decides when: Serve adds no delay of its own.
+    assert {scaling[key] for key in scaling if key.endswith("delay_s")} == {0.0}
+
+
+def test_starts_are_assumed_as_the_simulator_does() -> None:
+    for kind, (wake_s, share_s, node_s) in ASSUMED_STARTS_S.items():
+        stages = replace(DEFAULTS, weights=SCENE) if kind == "mockup" else DEFAULTS
+        share = stages.mean_share_s
+        assert wake_s == pytest.approx(stages.wake.mean_s, rel=0.1)
+        assert share_s == pytest.approx(share, rel=0.1)
+        assert node_s == pytest.approx(share + stages.mean_node_s(Image.STREAM), rel=0.1)
 
 
 @pytest.mark.parametrize(("ingresses", "beside"), [(0, 2), (1, 2), (3, 4)])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cotenant.calls import Directory
+from cotenant.calls.demand import Line
 from cotenant.calls.desk import Json
 from cotenant.config import Jobs
 from cotenant.errors import MalformedJob
@@ -34,6 +35,8 @@ BATCHES_AT_ONCE = 16
 _NEXT_BATCH_S = 30.0
 #: A course that nobody asked about for so long is another clerk's now.
 _FORGET_AFTER_S = 900.0
+#: A course that is seen through here is asked about more often than this.
+_SEEN_THROUGH_S = 60.0
 
 _JOB_EVENTS: dict[Ended, Event] = {
     "succeeded": Event.JOB_SUCCEEDED,
@@ -106,6 +109,11 @@ class Clerk:
             self._courses.pop((errand.tenant, errand.id), None)
             self._actives.pop(errand.tenant, None)
         return again_s
+
+    def behind(self) -> list[tuple[str, Line]]:
+        now = self._now()
+        courses = [known.course for known in self._courses.values() if now - known.asked_at_s <= _SEEN_THROUGH_S]
+        return [line for course in courses for line in course.behind().items()]
 
     async def tick(self) -> None:
         await self._putting_off.bring_back()

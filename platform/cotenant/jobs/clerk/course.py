@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cotenant.calls import Directory
+from cotenant.calls.demand import Line
 from cotenant.calls.desk import Json
 from cotenant.config import Jobs
 from cotenant.errors import IdentityConflict
@@ -237,6 +238,16 @@ class Course:
         return self._pause_s
 
     # --- publishing ---
+
+    def behind(self) -> dict[str, Line]:
+        """Lines that are not out yet, by workload."""
+        now, record = self._around.now(), self._record
+        left_s = None if record.deadline_at_s is None else record.deadline_at_s - now
+        return {
+            stream.workload: Line(count, oldest_s=max(0.0, now - record.created_at), left_s=left_s)
+            for stream in self._streams
+            if stream.workload and (count := len(stream.lines) - stream.done) and not self._input_gone
+        }
 
     @property
     def _unpublished(self) -> bool:

@@ -18,19 +18,21 @@ import contextlib
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from cotenant.calls import Backend, Call, Directory, Reply
+from cotenant.calls import Backend, Call, Directory, Reply, WorkloadStatus
+from cotenant.calls.demand import Asked, Line
 from cotenant.config import Jobs
 from cotenant.errors import CotenantError, MalformedJob, SourceUnavailable, StoreUnavailable
 from cotenant.jobs.clock import Clock, SystemClock
 from cotenant.jobs.errand import Clerk, Errand
+from cotenant.jobs.ingress.asked import asked
 from cotenant.jobs.ingress.census import Census
 from cotenant.jobs.ingress.holding import BUSY_S, Holding
 from cotenant.jobs.ingress.settlement import TABLE, Action, Outcome, Settlement, settle
-from cotenant.jobs.ingress.slots import SETTLING_AT_MOST, ahead, room, slot_limits
+from cotenant.jobs.ingress.slots import PEEK, SETTLING_AT_MOST, ahead, room, slot_limits
 from cotenant.jobs.ingress.work import Caller, Edges, Phase, Steps, Work, names
 from cotenant.jobs.model import Job, Result
 from cotenant.jobs.queue.lanes import CLERK, MAIN, Lanes, lane_of, workload_of
@@ -86,6 +88,9 @@ class NoClerk:
 
     async def advance(self, errand: Errand) -> float | None:
         raise MalformedJob(f"nobody here runs errands such as {errand.kind}")
+
+    def behind(self) -> Iterable[tuple[str, Line]]:
+        return ()
 
     async def tick(self) -> None:
         return None
@@ -207,6 +212,26 @@ class Pump:
             paces=self._paces(),
         )
 
+    def asked(self) -> dict[str, Asked]:
+        """What is asked of each workload, as far as is seen here. What has ended is told once."""
+        return asked(
+            self._held.values(),
+            self._clerk.behind(),
+            self._steps.slots,
+            self._steps.directory,
+            more=self._more_behind,
+            unix_s=self._clock.unix_s(),
+        )
+
+    def _more_behind(self, workload: str) -> bool:
+        return self._open(lane_of(workload)).busy or self._open(MAIN).busy
+
+    def serving(self, replicas: Mapping[str, int]) -> None:
+        """So many replicas of workloads serve: heard before the next look at the status would show it."""
+        known = self._steps.status
+        self._steps.status = {**known, **{name: WorkloadStatus(True, n) for name, n in replicas.items() if n}}
+        self._resize()
+
     # --- lanes and room ---
 
     def _open(self, lane: str) -> Holding:
@@ -236,8 +261,10 @@ class Pump:
 
     def _ahead(self, workload: str) -> int:
         slots = self._steps.slots
-        mean_s = slots.mean_s(workload)
-        return ahead(slots=slots.limit(workload), look_ahead=self._jobs.look_ahead, mean_s=mean_s)
+        status = self._steps.status.get(workload)
+        at_zero = status is not None and status.ready and not status.replicas
+        least = max(PEEK, self._jobs.look_ahead) if at_zero else self._jobs.look_ahead
+        return ahead(slots=slots.limit(workload), look_ahead=least, mean_s=slots.mean_s(workload))
 
     def _worth_a_pull(self, workload: str, room: int) -> int:
         """The room, unless enough is at hand and a little later one pull does for several."""

@@ -21,6 +21,12 @@ SETTLING_AT_MOST = 128
 #: What is held ahead of the slots lasts so long, where jobs are short; but no more jobs than this.
 AHEAD_S, AHEAD_AT_MOST = 0.25, 64
 
+#: While a workload is scaled to zero, so many of its jobs are looked at: how many wait decides how many are started.
+PEEK = 32
+
+#: Jobs that ended and are not told of yet: a sample is enough.
+_ENDED_AT_MOST = 64
+
 #: From the end of a job in its replica to the arrival of the next one: 10 ms measured, through Serve and back; three
 #: times as long covers its spread.
 TRIP_S = 0.030
@@ -101,6 +107,16 @@ class Slots:
         """Mean seconds of a job lately; 0 until one ended."""
         return self._line(workload).share.mean_s
 
+    def arrived(self, workload: str) -> int:
+        """Jobs that have asked for a slot, since the beginning."""
+        return self._line(workload).arrived
+
+    def take_ended(self, workload: str) -> tuple[tuple[float, float], ...]:
+        """Cost and seconds of jobs that were answered since this was last asked."""
+        line = self._line(workload)
+        ended, line.ended = tuple(line.ended), []
+        return ended
+
     def resize(self, limits: Mapping[str, int]) -> None:
         """New limits; jobs that run already keep their slots."""
         self._limits = dict(limits)
@@ -112,6 +128,7 @@ class Slots:
         line = self._line(workload)
         turn = Turn(tenant, priority, next(self._arrivals), deadline_at_s)
         line.share.arrived(tenant)
+        line.arrived += 1
         if not line.waiting and line.sent < line.most(self.limit(workload)):
             line.begin(tenant)
             return
@@ -127,9 +144,11 @@ class Slots:
                 line.share.left(tenant)
             raise
 
-    def give(self, workload: str, tenant: str, seconds: float, *, answered: bool = True) -> None:
+    def give(self, workload: str, tenant: str, seconds: float, *, answered: bool = True, units: float = 1.0) -> None:
         """The job that had the slot is over, having taken so long; `answered` is whether its workload replied."""
         line = self._line(workload)
+        if answered and len(line.ended) < _ENDED_AT_MOST:
+            line.ended.append((units, seconds))
         line.sent -= 1
         line.share.ended(tenant, seconds, answered=answered)
         line.share.left(tenant)
@@ -144,6 +163,8 @@ class _Line:
 
     def __init__(self) -> None:
         self.sent = 0
+        self.arrived = 0
+        self.ended: list[tuple[float, float]] = []
         self.waiting: list[tuple[Turn, asyncio.Future[None]]] = []
         self.share = FairShare()
 

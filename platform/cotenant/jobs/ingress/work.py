@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cotenant.calls import JSON_TYPE, Backend, Call, Directory, Reply, Served, WorkloadStatus, error_reply
+from cotenant.calls.cost import units_of
 from cotenant.config import Jobs
 from cotenant.errors import (
     CotenantError,
@@ -90,6 +91,8 @@ class Work:
     phase: Phase = Phase.WAITING
     job: Job | None = None
     workload: str = ""
+    units: float = 1.0
+    """What the job costs (`calls.cost`)."""
     reply: Reply | None = None
     result: Result | None = None
     visible: bool = False
@@ -268,7 +271,7 @@ class Steps:
         body = await self._store.body(job)
         parsed = parse_body(body)
         served = self.directory.route(job.url, parsed)
-        work.workload = served.name
+        work.workload, work.units = served.name, units_of(served.kind, parsed)
         self._counts(work)
         if job.identity in self.marks:
             work.cancelled = True
@@ -341,7 +344,7 @@ class Steps:
         finally:
             seconds = self._clock.now() - began
             self.seconds[served.name, tenant] += seconds
-            self.slots.give(served.name, tenant, seconds, answered=answered)
+            self.slots.give(served.name, tenant, seconds, answered=answered, units=work.units)
 
     async def _reply(self, work: Work, served: Served, job: Job, body: bytes, files: Mapping[str, bytes]) -> Reply:
         call = Call(
@@ -356,6 +359,7 @@ class Steps:
             deadline_s=float(self._jobs.max_job_s),
             batch=True,
             priority=job.wishes.priority,
+            units=work.units,
         )
         # One that has failed goes alone: it may be what broke its replica.
         first = not work.attempts and work.delivery.attempt == 1

@@ -1,0 +1,185 @@
+"""The scaler as a Ray actor: hears of demand from the doors, of replicas from Serve, and says how many there should be.
+
+One for a cluster, on the node of Serve's controller, detached and started again by whoever misses it; what it knew the
+others tell it anew, only what it had learned is lost. It decides when a door tells something new, and often besides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from pydantic import BaseModel, ConfigDict
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cotenant.calls.demand import Asked
+from cotenant.scaling import metrics
+from cotenant.scaling.autoscaler import Autoscaler, Decision, Scaled
+from cotenant.scaling.rooms import free_shares
+from cotenant.scaling.terms import Bounds
+from cotenant.telemetry.logs import configure_logs, event
+from deployments.published import Published
+
+LOG = logging.getLogger("cotenant.scaling")
+
+NAME, NAMESPACE = "scaler", "cotenant"
+#: Everything is decided anew so often, whether or not anything was told.
+_DECIDE_EVERY_S = 0.2
+_LOOK_EVERY_S = 2.0
+_METRICS_EVERY_S = 2.0
+
+
+class Workload(BaseModel):
+    """A workload as the Serve config describes it to its policy."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    pool: str
+    pool_resource: str
+    num_gpus: float
+    cpus: float
+    slots: int
+    min: int
+    max: int
+    target_wait_s: float
+    wake_s: float
+    share_s: float
+    node_s: float
+
+    @property
+    def scaled(self) -> Scaled:
+        # Which replicas sleep is the affair of their node's agent: Serve knows them all as running.
+        bounds = Bounds(self.slots, self.min, self.max, self.target_wait_s)
+        return Scaled(bounds, self.wake_s, self.share_s, self.node_s)
+
+
+def ensure_scaler() -> Any:
+    """The scaler's handle; it is started on this node if it runs nowhere."""
+    remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=256)(Scaler)
+    return remote.options(
+        name=NAME,
+        namespace=NAMESPACE,
+        get_if_exists=True,
+        lifetime="detached",
+        scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
+    ).remote()
+
+
+def find_scaler() -> Any:
+    """The scaler's handle. Raises ValueError if it does not run."""
+    return ray.get_actor(NAME, namespace=NAMESPACE)
+
+
+class Scaler:
+    """Hosts an `Autoscaler`."""
+
+    def __init__(self) -> None:
+        configure_logs()
+        self._autoscaler = Autoscaler()
+        self._workloads: dict[str, Workload] = {}
+        self._served: list[str] = []
+        self._decisions: dict[str, Decision] = {}
+        self._version = 0
+        self._news = asyncio.Condition()
+        self._published = Published(metrics.METRICS)
+        self._tasks = [
+            asyncio.get_running_loop().create_task(each)
+            for each in (
+                self._often(self._decide_all, _DECIDE_EVERY_S),
+                self._often(self._look, _LOOK_EVERY_S),
+                self._often(self._publish, _METRICS_EVERY_S),
+            )
+        ]
+
+    # --- Serve ---
+
+    async def serve_has(
+        self, workloads: Sequence[Mapping[str, Any]], has: Mapping[str, tuple[int, int]]
+    ) -> tuple[int, Mapping[str, int]]:
+        """Serve's workloads, and of each how many replicas serve and how many are asked for. The targets."""
+        now = time.monotonic()
+        self._served = [workload["name"] for workload in workloads]
+        for plain in workloads:
+            workload = Workload.model_validate(plain)
+            self._workloads[workload.name] = workload
+            self._autoscaler.scale(workload.name, workload.scaled, now)
+            if workload.name in has:
+                self._autoscaler.serve_has(workload.name, *has[workload.name], now)
+        await self._decide_all()
+        return self._version, self._targets()
+
+    async def news(self, known: int, timeout_s: float) -> tuple[int, Mapping[str, int]]:
+        """The targets when there are others than at version `known`, or after the time."""
+        now = time.monotonic()
+        for name in self._served:
+            self._autoscaler.still_served(name, now)
+        async with self._news:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._news.wait_for(lambda: self._version != known), timeout_s)
+        return self._version, self._targets()
+
+    # --- doors ---
+
+    async def tell(self, door: str, asked: Mapping[str, Asked]) -> Mapping[str, int]:
+        """What a door sees. How many replicas of each workload serve."""
+        self._autoscaler.told(door, asked, time.monotonic())
+        await self._decide(name for name in asked if name in self._workloads)
+        return {name: self._autoscaler.running(name) for name in self._workloads}
+
+    # --- whoever wants to know ---
+
+    async def look(self) -> dict[str, Any]:
+        """The last decisions, as plain data."""
+        return {name: metrics.plain(decision) for name, decision in self._decisions.items()}
+
+    # --- itself ---
+
+    def _targets(self) -> Mapping[str, int]:
+        return {name: decision.target.replicas for name, decision in self._decisions.items()}
+
+    async def _decide_all(self) -> None:
+        self._autoscaler.tidy(time.monotonic())
+        for name in self._workloads.keys() - set(self._autoscaler.workloads):
+            del self._workloads[name]
+            self._decisions.pop(name, None)
+        await self._decide(list(self._workloads))
+
+    async def _decide(self, names: Any) -> None:
+        changed = False
+        for name in names:
+            decision = self._autoscaler.decide(name, time.monotonic())
+            before = self._decisions.get(name)
+            self._decisions[name] = decision
+            if before is None or before.target.replicas != decision.target.replicas:
+                changed = True
+                event(LOG, "scaled", workload=name, replicas=decision.target.replicas, why=decision.target.why,
+                      before=before.target.replicas if before is not None else None)  # fmt: skip
+        if changed:
+            async with self._news:
+                self._version += 1
+                self._news.notify_all()
+
+    async def _look(self) -> None:
+        """See how many more replicas of each workload fit on the nodes that are there."""
+        nodes = await asyncio.to_thread(ray._private.state.available_resources_per_node)
+        for workload in list(self._workloads.values()):
+            shares = free_shares(nodes.values(), workload.pool_resource, workload.num_gpus, workload.cpus)
+            if workload.name in self._autoscaler.workloads:
+                self._autoscaler.room_for(workload.name, shares)
+
+    async def _publish(self) -> None:
+        self._published.publish(metrics.rows(self._decisions))
+
+    async def _often(self, turn: Any, every_s: float) -> None:
+        while True:
+            try:
+                await turn()
+            except Exception as error:
+                event(LOG, "scaler_turn_failed", level=logging.ERROR, error=error, turn=turn.__name__)
+            await asyncio.sleep(every_s)
