@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cotenant.calls.demand import Asked
+from cotenant.cli.machine.cluster import AGENT_NAMESPACE, SCALER
 from cotenant.scaling import metrics
 from cotenant.scaling.autoscaler import Autoscaler, Decision, Scaled
 from cotenant.scaling.rooms import free_shares
@@ -27,11 +30,11 @@ from deployments.published import Published
 
 LOG = logging.getLogger("cotenant.scaling")
 
-NAME, NAMESPACE = "scaler", "cotenant"
 #: Everything is decided anew so often, whether or not anything was told.
 _DECIDE_EVERY_S = 0.2
 _LOOK_EVERY_S = 2.0
 _METRICS_EVERY_S = 2.0
+_CHANGES_KEPT = 1000
 
 
 class Workload(BaseModel):
@@ -63,8 +66,8 @@ def ensure_scaler() -> Any:
     """The scaler's handle; it is started on this node if it runs nowhere."""
     remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=256)(Scaler)
     return remote.options(
-        name=NAME,
-        namespace=NAMESPACE,
+        name=SCALER,
+        namespace=AGENT_NAMESPACE,
         get_if_exists=True,
         lifetime="detached",
         scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
@@ -73,7 +76,7 @@ def ensure_scaler() -> Any:
 
 def find_scaler() -> Any:
     """The scaler's handle. Raises ValueError if it does not run."""
-    return ray.get_actor(NAME, namespace=NAMESPACE)
+    return ray.get_actor(SCALER, namespace=AGENT_NAMESPACE)
 
 
 class Scaler:
@@ -85,6 +88,7 @@ class Scaler:
         self._workloads: dict[str, Workload] = {}
         self._served: list[str] = []
         self._decisions: dict[str, Decision] = {}
+        self._changes: deque[dict[str, Any]] = deque(maxlen=_CHANGES_KEPT)
         self._version = 0
         self._news = asyncio.Condition()
         self._published = Published(metrics.METRICS)
@@ -138,6 +142,14 @@ class Scaler:
         """The last decisions, as plain data."""
         return {name: metrics.plain(decision) for name, decision in self._decisions.items()}
 
+    async def changes(self) -> list[dict[str, Any]]:
+        """The latest changes of targets, oldest first: when (Unix time), of what, from what, to what, why."""
+        return list(self._changes)
+
+    async def pid(self) -> int:
+        """Its process."""
+        return os.getpid()
+
     # --- itself ---
 
     def _targets(self) -> Mapping[str, int]:
@@ -158,8 +170,14 @@ class Scaler:
             self._decisions[name] = decision
             if before is None or before.target.replicas != decision.target.replicas:
                 changed = True
-                event(LOG, "scaled", workload=name, replicas=decision.target.replicas, why=decision.target.why,
-                      before=before.target.replicas if before is not None else None)  # fmt: skip
+                change = {
+                    "workload": name,
+                    "before": before.target.replicas if before is not None else None,
+                    "replicas": decision.target.replicas,
+                    "why": decision.target.why,
+                }
+                self._changes.append({"at_s": time.time(), **change})
+                event(LOG, "scaled", **change)
         if changed:
             async with self._news:
                 self._version += 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from cotenant.errors import EnvironmentFault
 
 #: How `deployments.agent` names the actors, and the namespace that they are in.
 AGENT_PREFIX, AGENT_NAMESPACE = "gpu-agent-", "cotenant"
+#: How `deployments.scaler` names its actor, in the same namespace.
+SCALER = "scaler"
 _ANSWER_S = 10.0
 _CONNECT_S = 3.0
 
@@ -26,6 +30,26 @@ def agents_of(address: str) -> list[Snapshot]:
     Raises:
         EnvironmentFault: there is no such cluster to join, or it has no agent.
     """
+    with joined(address) as ray:
+        named: list[dict[str, Any]] = ray.util.list_named_actors(all_namespaces=True)
+        names = sorted(
+            a["name"] for a in named if a["namespace"] == AGENT_NAMESPACE and a["name"].startswith(AGENT_PREFIX)
+        )
+        asked = [ray.get_actor(name, namespace=AGENT_NAMESPACE).snapshot.remote() for name in names]
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
+        found = [Snapshot.model_validate(ray.get(each)) for each in answered]
+    if not found:
+        raise EnvironmentFault(f"the Ray at {address} has no GPU agent that answers; none of its replicas runs?")
+    return found
+
+
+@contextmanager
+def joined(address: str) -> Iterator[Any]:
+    """The `ray` module, joined as a driver to the cluster at `address`.
+
+    Raises:
+        EnvironmentFault: there is no such cluster to join.
+    """
     address = _prepare(address)
     import ray  # noqa: PLC0415 - seconds of imports, and it reads the environment as it is imported
 
@@ -37,18 +61,9 @@ def agents_of(address: str) -> list[Snapshot]:
             "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
         ) from None
     try:
-        named: list[dict[str, Any]] = ray.util.list_named_actors(all_namespaces=True)
-        names = sorted(
-            a["name"] for a in named if a["namespace"] == AGENT_NAMESPACE and a["name"].startswith(AGENT_PREFIX)
-        )
-        asked = [ray.get_actor(name, namespace=AGENT_NAMESPACE).snapshot.remote() for name in names]
-        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
-        found = [Snapshot.model_validate(ray.get(each)) for each in answered]
+        yield ray
     finally:
         ray.shutdown()
-    if not found:
-        raise EnvironmentFault(f"the Ray at {address} has no GPU agent that answers; none of its replicas runs?")
-    return found
 
 
 def _prepare(address: str) -> str:
