@@ -85,7 +85,7 @@ def _workload(serve: Any) -> Any:
         max_ongoing_requests=settings["max_ongoing_requests"],
         ray_actor_options=settings["ray_actor_options"],
         autoscaling_config=scaling,
-        graceful_shutdown_timeout_s=1,
+        graceful_shutdown_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.1,
     ).bind()
 
@@ -149,6 +149,40 @@ async def test_from_zero_to_as_many_as_what_waits_needs_and_back_to_zero(serve: 
     await until(lambda: look()["replicas"] == 0 and running(serve) == 0)
 
 
+async def test_where_no_scaler_is_heard_serve_brings_a_replica_by_itself(serve: Any) -> None:
+    from deployments.backend import ServeBackend
+    from deployments.gate import Gate
+
+    await until(lambda: running(serve) == 0)
+    backend = ServeBackend(relay_host="127.0.0.1", gate=Gate(lambda: False, lambda name: 64))
+    assert (await backend.call("mockups", call(0.0))).status == 200
+    await backend.close()
+
+
+async def test_a_scaler_that_dies_comes_back_and_nothing_goes_meanwhile(serve: Any, door: CountedBackend) -> None:
+    import ray
+
+    from deployments.scaler import find_scaler
+
+    first = asyncio.create_task(door.call("mockups", call(1.0)))
+    await until(lambda: running(serve) >= 1)
+    pid = ray.get(find_scaler().pid.remote())
+    long = asyncio.create_task(door.call("mockups", call(8.0)))
+    await asyncio.sleep(0.5)
+    ray.kill(find_scaler(), no_restart=False)
+
+    def another() -> bool:
+        try:
+            return bool(ray.get(find_scaler().pid.remote(), timeout=10) != pid)
+        except (ray.exceptions.RayError, ValueError):
+            return False
+
+    await until(another)
+    await until(lambda: look().get("running") == 1)
+    assert running(serve) >= 1
+    assert {(await first).status, (await long).status} == {200}
+
+
 async def test_jobs_in_the_queue_bring_replicas_and_none_is_lost(serve: Any, tmp_path: Path) -> None:
     from ray.serve._private.api import _get_global_client
     from ray.serve.schema import ServeDeploySchema
@@ -181,32 +215,63 @@ async def test_jobs_in_the_queue_bring_replicas_and_none_is_lost(serve: Any, tmp
 
     await until(all_done)
     assert most > 1
-    await until(lambda: look()["replicas"] == 0 and running(serve) == 0)
     await asyncio.to_thread(client.deploy_apps, ServeDeploySchema.model_validate({**config, "applications": []}))
 
 
-async def test_a_scaler_that_dies_comes_back_and_nothing_goes_meanwhile(serve: Any, door: CountedBackend) -> None:
-    import ray
-
-    from deployments.scaler import find_scaler
-
-    first = asyncio.create_task(door.call("mockups", call(1.0)))
-    await until(lambda: running(serve) >= 1)
-    pid = ray.get(find_scaler().pid.remote())
-    long = asyncio.create_task(door.call("mockups", call(8.0)))
-    await asyncio.sleep(0.5)
-    ray.kill(find_scaler(), no_restart=False)
-    await until(lambda: ray.get(find_scaler().pid.remote(), timeout=10) != pid)
-    await until(lambda: look().get("running") == 1)
-    assert running(serve) >= 1
-    assert {(await first).status, (await long).status} == {200}
+# --- what needs no cluster ----------------------------------------------------------------------------------
 
 
-async def test_where_no_scaler_is_heard_serve_brings_a_replica_by_itself(serve: Any) -> None:
-    from deployments.backend import ServeBackend
+class _Context:
+    def __init__(self, current: int, target: int, requests: int = 0) -> None:
+        self.current_num_replicas, self.target_num_replicas, self.total_num_requests = current, target, requests
+
+
+def test_the_policy_says_what_is_known_keeps_what_is_there_else_and_never_zero_while_requests_wait() -> None:
+    from deployments.policy import Policy
+
+    policy, told = object.__new__(Policy), list[Any]()
+    policy._name = "w"
+
+    class Link:
+        answer: Any = 3
+
+        def exchange(self, name: str, running: int, target: int) -> int | None:
+            told.append((name, running, target))
+            if isinstance(self.answer, Exception):
+                raise self.answer
+            return self.answer  # type: ignore[no-any-return]
+
+    policy._link = link = Link()  # type: ignore[assignment]
+    assert policy(_Context(1, 2)) == (3, {})
+    assert told == [("w", 1, 2)]
+    link.answer = None
+    assert policy(_Context(1, 2)) == (2, {})
+    link.answer = 0
+    assert policy(_Context(1, 1)) == (0, {})
+    assert policy(_Context(0, 0, requests=1)) == (1, {})
+    link.answer = RuntimeError("broken")
+    assert policy(_Context(1, 2)) == (2, {})
+
+
+async def test_at_the_gate_calls_wait_for_a_replica_no_more_than_may_and_no_longer_than_somebody_hears() -> None:
+    from cotenant.errors import Overloaded
     from deployments.gate import Gate
 
-    await until(lambda: running(serve) == 0)
-    backend = ServeBackend(relay_host="127.0.0.1", gate=Gate(lambda: False, lambda name: 64))
-    assert (await backend.call("mockups", call(0.0))).status == 200
-    await backend.close()
+    serves, heard = False, True
+    gate = Gate(lambda: heard, lambda name: 2)
+    waiting = [asyncio.create_task(gate.passed("w", lambda: serves)) for _ in range(2)]
+    await asyncio.sleep(0.1)
+    assert not any(task.done() for task in waiting)
+    with pytest.raises(Overloaded, match="w has no replica yet and 2 requests waiting"):
+        await gate.passed("w", lambda: serves)
+    waiting[0].cancel()
+    await asyncio.wait([waiting[0]])
+    third = asyncio.create_task(gate.passed("w", lambda: serves))
+    await asyncio.sleep(0.1)
+    serves = True
+    await asyncio.gather(waiting[1], third)
+    serves = False
+    forth = asyncio.create_task(gate.passed("w", lambda: serves))
+    await asyncio.sleep(0.1)
+    heard = False
+    await forth
