@@ -9,8 +9,8 @@ the replica's start, `--scale` times as short as the means that `cotenant simula
 process is real and not scaled, so a figure times the scale overstates what a start takes by some seconds each.
 
 Against it, in the same run and at the same scale, a loop that polls a metric, as an HPA or KEDA does: undelivered
-messages sampled every 60 s, readable 60 s later, looked at every 15 s, one replica a message up to the most. It scales
-Serve's deployment by its number of replicas. It starts from zero too, as KEDA does, and waits for no stabilisation.
+messages sampled every 60 s, readable 60 s later, looked at every 15 s, one replica a message up to the most. It starts
+from zero too, as KEDA does, and waits for no stabilisation.
 
 Told are seconds as measured, at scale, and times the scale. Then, with starts that take no time, how long after a job
 is published the scaler has decided and the replica's process has begun: limit 0.5 s at the 95th percentile for the
@@ -24,6 +24,7 @@ import asyncio
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -46,7 +47,7 @@ from cotenant.jobs.queue.source import Message
 from cotenant.sim.stages import DEFAULTS as STAGES
 from deployments.replica import DEPLOYMENT, Answering
 
-WORKLOAD, MODEL = "bench", "bench-model"
+MODEL = "bench-model"
 SLOTS, MOST = 2, 4
 JOB_S = 1.0
 METRIC_EVERY_S, METRIC_LAG_S, SYNC_EVERY_S = 60.0, 60.0, 15.0
@@ -120,27 +121,40 @@ def build(args: dict[str, Any]) -> Any:
     ).bind(float(args["start_s"]), float(args["wake_s"]))
 
 
-def serve_config(jobs: Jobs, scenario: Scenario, scale: float, replicas: int | None = None) -> dict[str, Any]:
-    """Ingress and workload; `replicas` is the number that a metric loop sets."""
-    served = Served(WORKLOAD, "llm", models=(MODEL,), slots=SLOTS, deadline_s=300)
+class Written:
+    """The policy that does what a metric loop has written: Serve's fixed numbers can't be zero."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+
+    def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
+        with open(self._file) as file:  # noqa: PTH123 - sent by value, with nothing that is imported
+            return int(file.read() or 0), {}
+
+
+def serve_config(jobs: Jobs, scenario: Scenario, scale: float, written: Path, name: str) -> dict[str, Any]:
+    """Ingress and a workload of that name. A metric loop writes its number of replicas to the file."""
+    served = Served(name, "llm", models=(MODEL,), slots=SLOTS, deadline_s=300)
     wake_s = STAGES.wake.mean_s / scale if scenario.wakes else 0.0
-    deployment: dict[str, Any] = {"name": "Replica"}
-    if replicas is not None:
-        deployment["num_replicas"] = replicas
-    else:
-        share_s = (STAGES.weights.mean_s + STAGES.warm_up.mean_s) / scale
-        told = {"name": WORKLOAD, "pool": "shared", "pool_resource": _POOL, "num_gpus": 0.01, "cpus": 0.1,
-                "slots": SLOTS, "min": scenario.warm, "max": MOST, "target_wait_s": 5.0 / scale,
-                "wake_s": 0.1, "share_s": share_s, "node_s": max(share_s, scenario.start_s / scale)}  # fmt: skip
-        deployment["autoscaling_config"] = {
+    share_s = (STAGES.weights.mean_s + STAGES.warm_up.mean_s) / scale
+    told = {"name": name, "pool": "shared", "pool_resource": _POOL, "num_gpus": 0.01, "cpus": 0.1,
+            "slots": SLOTS, "min": scenario.warm, "max": MOST, "target_wait_s": 5.0 / scale,
+            "wake_s": 0.1, "share_s": share_s, "node_s": max(share_s, scenario.start_s / scale)}  # fmt: skip
+    policy = {"policy_function": "deployments.policy:Policy", "policy_kwargs": told}
+    if scenario.by_metric:
+        policy = {"policy_function": "benchmarks.burst:Written", "policy_kwargs": {"file": str(written)}}
+    deployment = {
+        "name": "Replica",
+        "autoscaling_config": {
             "min_replicas": scenario.warm,
             "max_replicas": MOST,
             "upscale_delay_s": 0.0,
             "downscale_delay_s": 0.0,
-            "policy": {"policy_function": "deployments.policy:Policy", "policy_kwargs": told},
-        }
+            "policy": policy,
+        },
+    }
     workload = {
-        "name": WORKLOAD,
+        "name": name,
         "route_prefix": None,
         "import_path": "benchmarks.burst:build",
         "args": {"start_s": scenario.start_s / scale, "wake_s": wake_s},
@@ -167,32 +181,40 @@ class Bench:
         self.serve = serve
         self.source = source
         self.scale = scale
+        self.name = "bench"
+        self.written = Path(jobs.store).with_name("replicas")
 
-    async def deploy(self, scenario: Scenario, replicas: int | None = None) -> None:
-        config = serve_config(self.jobs, scenario, self.scale, replicas)
+    def write(self, replicas: int) -> None:
+        self.written.write_text(str(replicas))
+
+    async def deploy(self, scenario: Scenario) -> None:
+        config = serve_config(self.jobs, scenario, self.scale, self.written, self.name)
         await asyncio.to_thread(self.serve.deploy, config)
 
     async def settled(self, replicas: int) -> None:
-        """Wait until the deployment has so many replicas, and the ingress runs."""
+        """Wait until so many replicas serve, and the ingress runs."""
         end = time.monotonic() + START_TIMEOUT_S
         while True:
             found = await asyncio.to_thread(self.serve.applications)
-            if found and found["ingress"].ready and len(found[WORKLOAD].pids) == replicas:
-                return
+            if found and "ingress" in found and found["ingress"].ready and self.name in found:
+                workload = found[self.name]
+                if len(workload.pids) == replicas and (workload.ready or not replicas):
+                    return
             if time.monotonic() > end:
                 raise RuntimeError(f"not {replicas} replicas after {START_TIMEOUT_S:.0f} s: {found}")
             await asyncio.sleep(0.2)
 
     async def burst(self, scenario: Scenario, count: int) -> tuple[float, float]:
         """Seconds from the burst to its first and to its last result."""
-        at_first = 0 if scenario.by_metric else None
-        # Gone first: what a replica was told at its start is not changed in place.
+        self.write(0)
+        # Another one each time: what the scaler has learned of the one before is no affair of this one.
+        self.name = f"bench-{time.monotonic_ns()}"
         await asyncio.to_thread(self.serve.deploy, {"proxy_location": "Disabled", "applications": []})
-        await self.deploy(scenario, at_first)
+        await self.deploy(scenario)
         await self.settled(scenario.warm)
         await asyncio.sleep(2.0)
         batch, began = await self.publish(count)
-        loop = asyncio.create_task(self._poll_metric(scenario, batch, count)) if scenario.by_metric else None
+        loop = asyncio.create_task(self._poll_metric(batch, count)) if scenario.by_metric else None
         try:
             return await self.results(batch, count, began)
         finally:
@@ -220,7 +242,7 @@ class Bench:
         folders = [path for path in Path(self.jobs.store).glob("**/results") if batch in str(path)]
         return [path for folder in folders for path in folder.glob("*.json")]
 
-    async def _poll_metric(self, scenario: Scenario, batch: str, count: int) -> None:
+    async def _poll_metric(self, batch: str, count: int) -> None:
         """What an autoscaler on a metric does, at scale. The metric's first point comes at a random time."""
         replicas, seen = 0, list[tuple[float, int]]()
         next_sample = time.monotonic() + METRIC_EVERY_S / self.scale * (hash(batch) % 100) / 100
@@ -232,7 +254,7 @@ class Bench:
             readable = [undelivered for at, undelivered in seen if at <= now - METRIC_LAG_S / self.scale]
             if readable and (wanted := min(MOST, readable[-1])) > replicas:
                 replicas = wanted
-                await self.deploy(scenario, replicas)
+                self.write(replicas)
             await asyncio.sleep(SYNC_EVERY_S / self.scale)
 
 
@@ -244,34 +266,29 @@ def line(number: int) -> bytes:
 
 async def decisions(bench: Bench, node: ray_node.RayNode, count: int) -> dict[str, list[float]]:
     """Seconds from a job's publication to the decision, and to the birth of the replica, each time from nothing."""
-    os.environ.update(ray_node.ray_environment(node.token_file))
-    import ray
-
-    from deployments.scaler import find_scaler
-
-    instant = Scenario("no start", False, ())
     await asyncio.to_thread(bench.serve.deploy, {"proxy_location": "Disabled", "applications": []})
-    await bench.deploy(instant)
-    await bench.settled(0)
-    ray.init(address=node.address, namespace="cotenant", log_to_driver=False, logging_level="ERROR")
+    bench.name = "bench"
+    await bench.deploy(Scenario("no start", False, ()))
     told: dict[str, list[float]] = {"decided_s": [], "born_s": [], "result_s": []}
-    try:
-        for number in range(count):
-            await bench.settled(0)
-            await asyncio.sleep(1.0 + 0.37 * (number % 10))
-            batch, began = await bench.publish(1)
-            first, _ = await bench.results(batch, 1, began)
-            changes = await asyncio.to_thread(ray.get, find_scaler().changes.remote())
-            decided = next(c["at_s"] for c in changes if c["at_s"] >= began and c["replicas"] > 0)
-            kept = json.loads(bench.found(batch)[0].read_bytes())
-            born = json.loads(kept["line"])["response"]["body"]["born"] if isinstance(kept["line"], str) else (
-                kept["line"]["response"]["body"]["born"])  # fmt: skip
-            for name, seconds in (("decided_s", decided - began), ("born_s", born - began), ("result_s", first)):
-                told[name].append(seconds)
-            print(f"  {number + 1}: decided {decided - began:.2f} s, born {born - began:.2f} s, result {first:.2f} s",
-                  flush=True)  # fmt: skip
-    finally:
-        ray.shutdown()
+    began_s = []
+    for number in range(count):
+        await bench.settled(0)
+        await asyncio.sleep(1.0 + 0.37 * (number % 10))
+        batch, began = await bench.publish(1)
+        first, _ = await bench.results(batch, 1, began)
+        kept = json.loads(bench.found(batch)[0].read_bytes())["line"]
+        born = json.loads(kept if isinstance(kept, str) else json.dumps(kept))["response"]["body"]["born"]
+        began_s.append(began)
+        told["born_s"].append(born - began)
+        told["result_s"].append(first)
+        print(f"  {number + 1}: born {born - began:.2f} s, result {first:.2f} s", flush=True)
+    cotenant = Path(sys.executable).with_name("cotenant")
+    command = [cotenant, "scaling", "--json", "--address", node.address]
+    environment = {**os.environ, **ray_node.ray_environment(node.token_file)}
+    done = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, text=True, check=True)
+    changes = [one for one in json.loads(done.stdout)["changes"] if one["workload"] == "bench" and one["replicas"] > 0]
+    for began in began_s:
+        told["decided_s"].append(min(one["at_s"] for one in changes if one["at_s"] >= began) - began)
     return told
 
 
@@ -293,7 +310,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cotenant-burst-")))
         emulator = stack.enter_context(the_emulator(folder))
-        host_port = f"127.0.0.1:{emulator.port}"
+        host_port = emulator.host_port
         jobs = Jobs(store=str(folder / "results"), lease_s=60)
         node, serve = stack.enter_context(the_platform(host_port))
         source = PubSubSource(jobs, emulator_host=host_port)

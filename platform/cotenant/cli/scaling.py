@@ -16,7 +16,7 @@ _ANSWER_S = 10.0
 
 @click.command()
 @click.option("--address", default="auto", show_default=True, help="The Ray cluster; auto is the one of this machine.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the latest changes.")
 @click.option("--follow", is_flag=True, help="Print it again whenever a number of replicas has changed.")
 def scaling(address: str, as_json: bool, follow: bool) -> None:
     """Show how many replicas each workload has and is to have, and why."""
@@ -30,9 +30,9 @@ def scaling(address: str, as_json: bool, follow: bool) -> None:
         shown: dict[str, Any] | None = None
         try:
             while True:
-                decisions = _ask(ray, scaler)
+                decisions = _ask(ray, scaler.look)
                 if shown is None or _counts(decisions) != _counts(shown):
-                    _print(decisions, as_json)
+                    _print(decisions, _ask(ray, scaler.changes) if as_json else None)
                     shown = decisions
                 if not follow:
                     return
@@ -41,21 +41,20 @@ def scaling(address: str, as_json: bool, follow: bool) -> None:
             return
 
 
-def _ask(ray: Any, scaler: Any) -> dict[str, Any]:
+def _ask(ray: Any, method: Any) -> Any:
     try:
-        decisions: dict[str, Any] = ray.get(scaler.look.remote(), timeout=_ANSWER_S)
+        return ray.get(method.remote(), timeout=_ANSWER_S)
     except ray.exceptions.RayError as error:
         raise EnvironmentFault(f"the scaler does not answer: {str(error).strip().splitlines()[-1]}") from None
-    return decisions
 
 
 def _counts(decisions: dict[str, Any]) -> dict[str, tuple[int, int]]:
     return {name: (one["replicas"], one["serving"]) for name, one in decisions.items()}
 
 
-def _print(decisions: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({"workloads": decisions}))
+def _print(decisions: dict[str, Any], changes: list[dict[str, Any]] | None) -> None:
+    if changes is not None:
+        click.echo(json.dumps({"workloads": decisions, "changes": changes}))
         return
     from cotenant.cli.scaling_view import show  # noqa: PLC0415 - `--json` and errors do without rich
 

@@ -37,9 +37,12 @@ class Cluster:
         assert (name, namespace) == ("scaler", "cotenant")
         if not self.has_scaler:
             raise ValueError
-        return SimpleNamespace(look=SimpleNamespace(remote=lambda: None))
+        asked = {name: SimpleNamespace(remote=lambda name=name: name) for name in ("look", "changes")}
+        return SimpleNamespace(**asked)
 
     def get(self, asked: Any, timeout: float) -> Any:
+        if asked == "changes":
+            return [{"workload": "mockups", "before": 0, "replicas": 2}]
         answer = self.answers.pop(0)
         if isinstance(answer, BaseException):
             raise answer
@@ -75,7 +78,9 @@ def test_a_line_a_workload_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_json_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = json.loads(run(monkeypatch, Cluster([decided()]), "--json").output)["workloads"]["mockups"]
+    printed = json.loads(run(monkeypatch, Cluster([decided()]), "--json").output)
+    assert printed["changes"] == [{"workload": "mockups", "before": 0, "replicas": 2}]
+    told = printed["workloads"]["mockups"]
     assert (told["serving"], told["waiting"], told["starting_in_s"], told["service_s"]) == (0, 9, [39.0, 39.0], 2.0)
 
 
