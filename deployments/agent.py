@@ -33,8 +33,8 @@ from deployments.published import Published
 
 LOG = logging.getLogger("cotenant.agent")
 
-#: An agent without replicas ends after this long.
-IDLE_S = 120.0
+#: An agent without replicas ends after this long. Until then Ray's autoscaler takes its node for one in use.
+IDLE_S = 30.0
 _START_S = 60.0
 #: A dead agent's successor may start before the kernel has taken its lock away.
 _LOCK_TRIES, _LOCK_WAIT_S = 20, 0.25

@@ -142,6 +142,7 @@ def _config(head: Mapping[str, float], types: Mapping[str, NodeType], address: s
             "head_node_id": FAKE_HEAD_NODE_ID,
             "launch_multiple": True,
             "disable_node_updaters": True,
+            "use_node_id_as_ip": True,
             "disable_launch_config_check": True,
         },
         "available_node_types": available,
