@@ -133,10 +133,11 @@ def _cluster() -> tuple[list[NodeView], list[Resources]]:
         for node in state.node_states
         if node.status != NodeStatus.DEAD
     ]
-    waiting = [
-        dict(each.request.resources_bundle) for each in state.pending_resource_requests for _ in range(each.count)
-    ]
-    waiting += [dict(one.resources_bundle) for gang in state.pending_gang_resource_requests for one in gang.requests]
+    waiting: list[Resources] = []
+    for each in state.pending_resource_requests:
+        waiting += [dict(each.request.resources_bundle)] * each.count
+    for gang in state.pending_gang_resource_requests:
+        waiting += [dict(one.resources_bundle) for one in gang.requests]
     return nodes, waiting
 
 

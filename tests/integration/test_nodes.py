@@ -22,6 +22,7 @@ from cotenant.jobs.store.results import open_store
 from cotenant.manifests.nodes import headroom_terms
 from cotenant.manifests.serve import node_resources, serve_config
 from tests.contracts.autoscaling_ray import NodeType, autoscaling_ray
+from tests.contracts.metadata_server import metadata_server
 from tests.contracts.published_batch import publish_batch
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
@@ -29,7 +30,11 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 #: One renderer that runs only while there is work, and the doors on a pool that is always there.
 PLATFORM = """
 workloads:
-  mugs: {{mockup: {{templates: [mug], variant: scalar}}, gpu: {{vram_gib: 2}}, cpus: 0.5, replicas: {{min: 0, max: 1}}}}
+  mugs:
+    mockup: {{templates: [mug], variant: scalar}}
+    gpu: {{vram_gib: 2}}
+    cpus: 0.5
+    replicas: {{min: {least}, max: 1}}
 jobs: {{store: {store}, lease_s: 10, drain_s: 5}}
 environments:
   local:
@@ -42,21 +47,21 @@ WITHIN_S = 150.0
 IDLE_S = 5.0
 
 
-def platform_of(folder: Path, *, spare: int) -> Platform:
+def platform_of(folder: Path, *, spare: int, replicas_min: int = 0) -> Platform:
     file = folder / "platform.yaml"
-    file.write_text(PLATFORM.format(store=folder / "results", spare=spare))
+    file.write_text(PLATFORM.format(store=folder / "results", spare=spare, least=replicas_min))
     return load_platform(file, "local")
 
 
 @contextmanager
-def cluster(platform: Platform, *, v2: bool = True) -> Iterator[Any]:
+def cluster(platform: Platform, *, v2: bool = True, **environment: str) -> Iterator[Any]:
     """Ray on a head that is the front pool, connected; its autoscaler can make the nodes of pool `shared`."""
     import ray
 
     head = {"CPU": 2.0, **node_resources(platform, "front")}
     shared = NodeType({"CPU": 2.0, "GPU": 1.0, **node_resources(platform, "shared")}, max=2)
-    environment = {"COTENANT_JOBS_SOURCE": "memory"}
-    with autoscaling_ray(head, {"shared": shared}, idle_s=IDLE_S, v2=v2, environment=environment) as address:
+    ours = {"COTENANT_JOBS_SOURCE": "memory", **environment}
+    with autoscaling_ray(head, {"shared": shared}, idle_s=IDLE_S, v2=v2, environment=ours) as address:
         ray.init(address=address, log_to_driver=False, namespace="test")
         try:
             yield ray
@@ -158,7 +163,8 @@ def deploy(platform: Platform) -> None:
     config["applications"] = [each for each in config["applications"] if each["name"] != "gateway"]
     (mugs,) = next(each for each in config["applications"] if each["name"] == "mugs")["deployments"]
     quick: Mapping[str, float] = {"upscale_delay_s": 0, "downscale_delay_s": 2, "downscale_to_zero_delay_s": 2}
-    mugs["autoscaling_config"] |= quick
+    if "autoscaling_config" in mugs:
+        mugs["autoscaling_config"] |= quick
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
 
 
@@ -168,3 +174,36 @@ def mug() -> dict[str, Any]:
     data = io.BytesIO()
     Image.new("RGB", (8, 8), "#c81e1e").save(data, "PNG")
     return {"template": "mug", "artwork": base64.b64encode(data.getvalue()).decode(), "size": 32, "samples": 1}
+
+
+@pytest.mark.usefixtures("fresh_ray")
+def test_a_node_that_is_to_be_preempted_is_drained_and_its_replica_moves_to_another(tmp_path: Path) -> None:
+    platform = platform_of(tmp_path, spare=0, replicas_min=1)
+    with metadata_server() as metadata, cluster(platform, GCE_METADATA_HOST=metadata.host) as ray:
+        from ray import serve
+
+        serve.start(proxy_location="Disabled")
+        try:
+            deploy(platform)
+            first = wait_for(home_of_mugs)
+            # The agent of that node has looked, and waits.
+            wait_for(lambda: any("wait_for_change" in path for path in metadata.asked))
+            metadata.preempt()
+            wait_for(lambda: "TRUE" in metadata.told)
+            # Only that machine: the next node's agent asks the same server.
+            metadata.preempt("FALSE")
+            second = wait_for(lambda: (home := home_of_mugs()) != first and home)
+            assert second in {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            # Ray ends a node that drains as soon as nothing is on it any more, or when its time is up.
+            wait_for(lambda: first not in {node["NodeID"] for node in ray.nodes() if node["Alive"]})
+        finally:
+            serve.shutdown()
+
+
+def home_of_mugs() -> str | None:
+    """The node of the replica that serves, if one does."""
+    from ray.serve._private.api import _get_global_client
+
+    application = _get_global_client().get_serve_details()["applications"].get("mugs", {})
+    replicas = application.get("deployments", {}).get("Replica", {}).get("replicas", [])
+    return next((each["node_id"] for each in replicas if each["state"] == "RUNNING"), None)
