@@ -89,6 +89,8 @@ def autoscaling_ray(
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(ray_node.GRPC_MESSAGE_BYTES),
         "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}",
         "RAY_FAKE_CLUSTER": "1",
+        # Nothing is left to be finished when a test is over.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         **(environment or {}),
     }
