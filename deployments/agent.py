@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cotenant.agent import metrics
 from cotenant.agent.node import Obituary
+from cotenant.agent.preemption import metadata_url, preempted
 from cotenant.agent.server import Agent
 from cotenant.agent.snapshot import Snapshot
 from cotenant.cli.machine.cluster import AGENT_NAMESPACE, AGENT_PREFIX
@@ -29,13 +31,16 @@ from cotenant.gpu.shares import usable_kib
 from cotenant.gpu.terms import Terms
 from cotenant.telemetry.logs import configure_logs, event
 from deployments import obituaries
+from deployments.draining import drain
 from deployments.published import Published
 
 LOG = logging.getLogger("cotenant.agent")
 
-#: An agent without replicas ends after this long.
-IDLE_S = 120.0
+#: An agent without replicas ends after this long. Until then Ray's autoscaler takes its node for one in use.
+IDLE_S = 30.0
 _START_S = 60.0
+#: So long before it takes a spot machine away Compute Engine says so; it promises no more than to try.
+_NOTICE_S = 30.0
 #: A dead agent's successor may start before the kernel has taken its lock away.
 _LOCK_TRIES, _LOCK_WAIT_S = 20, 0.25
 
@@ -78,6 +83,7 @@ class GpuAgent:
         self._used_at = time.monotonic()
         # At once, not when somebody first asks: after a restart nobody might.
         self._starting = asyncio.get_running_loop().create_task(self._start())
+        self._watching = asyncio.get_running_loop().create_task(self._watch_preemption())
 
     async def ready(self) -> None:
         """Return when the agent listens. Raises EnvironmentFault if it can't; who asks again has it tried again."""
@@ -105,6 +111,13 @@ class GpuAgent:
                     raise
                 await asyncio.sleep(_LOCK_WAIT_S)
         raise AssertionError
+
+    async def _watch_preemption(self) -> None:
+        """Have this node's replicas moved before the machine is taken away, where somebody tells of that."""
+        if not await preempted(metadata_url(os.environ)):
+            return
+        event(LOG, "node_preempted", level=logging.WARNING, node=self._node_id, notice_s=_NOTICE_S)
+        await asyncio.to_thread(drain, self._node_id, why="The machine is being preempted.", within_s=_NOTICE_S)
 
     def _probe(self) -> GpuProbe:
         if self._virtual_gpu_kib is None:

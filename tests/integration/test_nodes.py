@@ -1,0 +1,209 @@
+"""Nodes that come and go: Ray's own autoscaler makes them on this machine, the Serve config is the platform's own."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cotenant.config import Platform, load_platform
+from cotenant.gpu.plan import plan
+from cotenant.jobs.collecting import collect
+from cotenant.jobs.reading import read_jobs
+from cotenant.jobs.store.results import open_store
+from cotenant.manifests.nodes import headroom_terms
+from cotenant.manifests.serve import node_resources, serve_config
+from tests.contracts.autoscaling_ray import NodeType, autoscaling_ray
+from tests.contracts.metadata_server import metadata_server
+from tests.contracts.published_batch import publish_batch
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
+
+#: One renderer that runs only while there is work, and the doors on a pool that is always there.
+PLATFORM = """
+workloads:
+  mugs:
+    mockup: {{templates: [mug], variant: scalar}}
+    gpu: {{vram_gib: 2}}
+    cpus: 0.5
+    replicas: {{min: {least}, max: 1}}
+jobs: {{store: {store}, lease_s: 10, drain_s: 5}}
+environments:
+  local:
+    pools:
+      front: {{machine: e2-standard-4, nodes: {{min: 1, max: 1}}}}
+      shared: {{accelerator: cpu, vram_gib: 8, nodes: {{max: 2, spare: {spare}}}}}
+"""
+WITHIN_S = 150.0
+#: Short enough to see a node go, and longer than headroom takes to be asked again.
+IDLE_S = 5.0
+
+
+def platform_of(folder: Path, *, spare: int, replicas_min: int = 0) -> Platform:
+    file = folder / "platform.yaml"
+    file.write_text(PLATFORM.format(store=folder / "results", spare=spare, least=replicas_min))
+    return load_platform(file, "local")
+
+
+@contextmanager
+def cluster(platform: Platform, *, v2: bool = True, **environment: str) -> Iterator[Any]:
+    """Ray on a head that is the front pool, connected; its autoscaler can make the nodes of pool `shared`."""
+    import ray
+
+    head = {"CPU": 2.0, **node_resources(platform, "front")}
+    shared = NodeType({"CPU": 2.0, "GPU": 1.0, **node_resources(platform, "shared")}, max=2)
+    ours = {"COTENANT_JOBS_SOURCE": "memory", **environment}
+    with autoscaling_ray(head, {"shared": shared}, idle_s=IDLE_S, v2=v2, environment=ours) as address:
+        ray.init(address=address, log_to_driver=False, namespace="test")
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def gpus(ray: Any) -> int:
+    """GPUs of nodes that are alive; those nodes have one each."""
+    return round(sum(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]))
+
+
+def wait_for(condition: Callable[[], Any], *, meanwhile: Callable[[], None] = lambda: None) -> Any:
+    end = time.monotonic() + WITHIN_S
+    while not (value := condition()):
+        assert time.monotonic() < end, "it did not come true in time"
+        meanwhile()
+        time.sleep(0.5)
+    return value
+
+
+@pytest.fixture
+def fresh_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ray remembers in this process of the generation of another cluster's autoscaler, forgotten."""
+    import ray.autoscaler.v2.utils as v2
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(v2, "cached_is_autoscaler_v2", None)
+
+
+@pytest.mark.usefixtures("fresh_ray")
+@pytest.mark.parametrize("v2", [pytest.param(True, id="second generation"), pytest.param(False, id="first generation")])
+def test_the_spare_node_is_there_before_anything_needs_it_and_goes_when_unwanted(tmp_path: Path, v2: bool) -> None:
+    spare, none = (platform_of(tmp_path, spare=count) for count in (1, 0))
+    with cluster(spare, v2=v2) as ray:
+        from deployments.headroom import Headroom
+
+        assert gpus(ray) == 0
+        headroom = Headroom(headroom_terms(spare, plan(spare)))
+        keep = lambda: headroom.keep(time.time())  # noqa: E731
+        wait_for(lambda: gpus(ray) == 1, meanwhile=keep)
+        # It stays, idle for longer than idle nodes may.
+        end = time.monotonic() + 3 * IDLE_S
+        while time.monotonic() < end:
+            keep()
+            assert gpus(ray) == 1
+            time.sleep(0.5)
+        # A cluster whose file has no spare nodes any more.
+        headroom = Headroom(headroom_terms(none, plan(none)), state=headroom.state())
+        wait_for(lambda: gpus(ray) == 0, meanwhile=keep)
+
+
+@pytest.mark.usefixtures("fresh_ray")
+async def test_a_job_makes_a_node_come_from_none_and_the_node_goes_when_the_job_is_done(tmp_path: Path) -> None:
+    await asyncio.to_thread(from_no_node_to_one_and_back, tmp_path)
+
+
+def from_no_node_to_one_and_back(tmp_path: Path) -> None:
+    platform = platform_of(tmp_path, spare=0)
+    store = open_store(platform.jobs.store)
+    with cluster(platform) as ray:
+        from ray import serve
+
+        from deployments.headroom import Headroom
+
+        headroom = Headroom(headroom_terms(platform, plan(platform)))
+        keep = lambda: headroom.keep(time.time())  # noqa: E731
+        serve.start(proxy_location="Disabled")
+        try:
+            deploy(platform)
+            wait_for(lambda: serve.status().applications["ingress"].status == "RUNNING", meanwhile=keep)
+            assert gpus(ray) == 0
+
+            line = {"custom_id": "m1", "method": "POST", "url": "/v1/mockups", "body": mug()}
+            jobs = read_jobs([json.dumps(line).encode()], "jobs.jsonl", tenant="acme", batch="b1")
+            ingress = serve.get_app_handle("ingress")
+
+            async def publish(messages: Any) -> None:
+                topic = platform.jobs.topic
+                await asyncio.to_thread(lambda: ingress.submit.remote(topic, list(messages)).result(timeout_s=30))
+
+            asyncio.run(publish_batch(jobs, store, publish))
+            wait_for(lambda: gpus(ray) == 1, meanwhile=keep)
+            wait_for(lambda: asyncio.run(store.result(jobs[0].identity)) is not None, meanwhile=keep)
+            output: list[bytes] = []
+            asyncio.run(collect(store, output.append, tenant="acme", batch="b1", timeout_s=10))
+            assert json.loads(output[0])["response"]["status_code"] == 200
+            wait_for(lambda: gpus(ray) == 0, meanwhile=keep)
+        finally:
+            serve.shutdown()
+
+
+def deploy(platform: Platform) -> None:
+    """The platform's config as `serve deploy` takes it, without its HTTP door, and quicker to let a replica go."""
+    from ray.serve._private.api import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
+    config = serve_config(platform, plan(platform))
+    config["applications"] = [each for each in config["applications"] if each["name"] != "gateway"]
+    (mugs,) = next(each for each in config["applications"] if each["name"] == "mugs")["deployments"]
+    quick: Mapping[str, float] = {"upscale_delay_s": 0, "downscale_delay_s": 2, "downscale_to_zero_delay_s": 2}
+    if "autoscaling_config" in mugs:
+        mugs["autoscaling_config"] |= quick
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
+
+
+def mug() -> dict[str, Any]:
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8), "#c81e1e").save(data, "PNG")
+    return {"template": "mug", "artwork": base64.b64encode(data.getvalue()).decode(), "size": 32, "samples": 1}
+
+
+@pytest.mark.usefixtures("fresh_ray")
+def test_a_node_that_is_to_be_preempted_is_drained_and_its_replica_moves_to_another(tmp_path: Path) -> None:
+    platform = platform_of(tmp_path, spare=0, replicas_min=1)
+    with metadata_server() as metadata, cluster(platform, GCE_METADATA_HOST=metadata.host) as ray:
+        from ray import serve
+
+        serve.start(proxy_location="Disabled")
+        try:
+            deploy(platform)
+            first = wait_for(home_of_mugs)
+            # The agent of that node has looked, and waits.
+            wait_for(lambda: any("wait_for_change" in path for path in metadata.asked))
+            metadata.preempt()
+            wait_for(lambda: "TRUE" in metadata.told)
+            # Only that machine: the next node's agent asks the same server.
+            metadata.preempt("FALSE")
+            second = wait_for(lambda: (home := home_of_mugs()) != first and home)
+            assert second in {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            # Ray ends a node that drains as soon as nothing is on it any more, or when its time is up.
+            wait_for(lambda: first not in {node["NodeID"] for node in ray.nodes() if node["Alive"]})
+        finally:
+            serve.shutdown()
+
+
+def home_of_mugs() -> str | None:
+    """The node of the replica that serves, if one does."""
+    from ray.serve._private.api import _get_global_client
+
+    application = _get_global_client().get_serve_details()["applications"].get("mugs", {})
+    replicas = application.get("deployments", {}).get("Replica", {}).get("replicas", [])
+    return next((each["node_id"] for each in replicas if each["state"] == "RUNNING"), None)
