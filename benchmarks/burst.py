@@ -137,10 +137,11 @@ def serve_config(jobs: Jobs, scenario: Scenario, scale: float, written: Path, na
     served = Served(name, "llm", models=(MODEL,), slots=SLOTS, deadline_s=300)
     wake_s = STAGES.wake.mean_s / scale if scenario.wakes else 0.0
     share_s = (STAGES.weights.mean_s + STAGES.warm_up.mean_s) / scale
-    told = {"name": name, "pool": "shared", "pool_resource": _POOL, "num_gpus": 0.01, "cpus": 0.1,
-            "slots": SLOTS, "min": scenario.warm, "max": MOST, "target_wait_s": 5.0 / scale,
+    told = {"name": name, "pool_resource": _POOL, "num_gpus": 0.01, "cpus": 0.1, "slots": SLOTS,
+            "min": scenario.warm, "max": MOST, "target_wait_s": 5.0 / scale,
             "wake_s": 0.1, "share_s": share_s, "node_s": max(share_s, scenario.start_s / scale)}  # fmt: skip
-    policy = {"policy_function": "deployments.policy:Policy", "policy_kwargs": told}
+    scaling = {"workloads": [] if scenario.by_metric else [told], "pools": []}
+    policy = {"policy_function": "deployments.policy:Policy", "policy_kwargs": {"name": name}}
     if scenario.by_metric:
         policy = {"policy_function": "benchmarks.burst:Written", "policy_kwargs": {"file": str(written)}}
     deployment = {
@@ -160,12 +161,13 @@ def serve_config(jobs: Jobs, scenario: Scenario, scale: float, written: Path, na
         "args": {"start_s": scenario.start_s / scale, "wake_s": wake_s},
         "deployments": [deployment],
     }
+    user_config = {"workloads": Directory((served,)).to_plain(), "scaling": scaling}
     ingress = {
         "name": "ingress",
         "route_prefix": None,
         "import_path": "deployments.ingress:build",
         "args": {"jobs": jobs.model_dump(mode="json")},
-        "deployments": [{"name": "Ingress", "user_config": {"workloads": Directory((served,)).to_plain()}}],
+        "deployments": [{"name": "Ingress", "user_config": user_config}],
     }
     return {"proxy_location": "Disabled", "applications": [workload, ingress]}
 

@@ -12,9 +12,12 @@ from typing import Any
 
 from cotenant.calls.demand import Asked
 from cotenant.telemetry.logs import event
-from deployments.scaler import find_scaler
+from deployments.scaler import ensure_scaler, find_scaler
 
 LOG = logging.getLogger("cotenant.scaling")
+
+#: The terms of a platform without anything to scale.
+NOTHING_SCALES: Mapping[str, Any] = {"workloads": (), "pools": ()}
 
 #: What a door sees is looked at so often, and told at the latest after so long.
 _LOOK_EVERY_S, _TELL_EVERY_S = 0.05, 1.0
@@ -40,9 +43,15 @@ class DemandTeller:
         self._on_running = on_running
         self._door = f"{door}-{secrets.token_hex(6)}"
         self._look = look
+        self._terms: Mapping[str, Any] | None = None
+        self._terms_told = False
         self._running: Mapping[str, int] = {}
         self._heard_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
+
+    def scale(self, terms: Mapping[str, Any]) -> None:
+        """What there is to scale from now on: `manifests.scaling.scaling_terms`."""
+        self._terms, self._terms_told = terms, False
 
     @property
     def heard(self) -> bool:
@@ -69,7 +78,11 @@ class DemandTeller:
         while True:
             try:
                 if scaler is None:
-                    scaler = await asyncio.to_thread(find_scaler)
+                    scaler = await asyncio.to_thread(ensure_scaler if _is_needed(self._terms) else find_scaler)
+                    self._terms_told = False
+                if self._terms is not None and not self._terms_told:
+                    self._terms_told = True
+                    await asyncio.wait_for(scaler.terms.remote(self._terms), _ANSWER_S)
                 now = time.monotonic()
                 asked = self._look()
                 for name, one in asked.items():
@@ -77,7 +90,8 @@ class DemandTeller:
                         untold[name] = (*untold.get(name, ()), *one.ended)[-_ENDED_KEPT:]
                 if now - told_at >= _TELL_EVERY_S or (now - told_at >= _AT_MOST_EVERY_S and _differ(asked, told)):
                     telling = {name: replace(one, ended=untold.get(name, ())) for name, one in asked.items()}
-                    running = await asyncio.wait_for(scaler.tell.remote(self._door, telling), _ANSWER_S)
+                    knows, running = await asyncio.wait_for(scaler.tell.remote(self._door, telling), _ANSWER_S)
+                    self._terms_told = self._terms_told and knows
                     if running != self._running:
                         self._running = running
                         self._on_running(running)
@@ -85,11 +99,16 @@ class DemandTeller:
                     told, told_at, self._heard_at, failing = asked, now, time.monotonic(), False
                 await asyncio.sleep(_LOOK_EVERY_S)
             except Exception as error:
-                # There is none before the first workload scales, and none for a moment when its node is lost.
+                # There is none where nothing scales, and none for a moment when its node is lost.
                 if scaler is not None and not failing:
                     event(LOG, "demand_not_told", level=logging.WARNING, error=error, door=self._door)
                 scaler, failing = None, True
                 await asyncio.sleep(_RETRY_S)
+
+
+def _is_needed(terms: Mapping[str, Any] | None) -> bool:
+    """Whether there is something to scale: else none is started for a door that has nothing to tell it."""
+    return terms is not None and (bool(terms["workloads"]) or any(pool["spare"] for pool in terms["pools"]))
 
 
 def _differ(asked: Mapping[str, Asked], told: Mapping[str, Asked]) -> bool:

@@ -23,7 +23,7 @@ from cotenant.gateway.server import HttpServer
 from cotenant.telemetry.logs import configure_logs
 from cotenant.telemetry.metrics import GatewayMetrics
 from deployments.backend import ServeBackend
-from deployments.demand import DemandTeller
+from deployments.demand import NOTHING_SCALES, DemandTeller
 from deployments.desk import open_desk
 from deployments.gate import Gate
 
@@ -78,8 +78,9 @@ class Gateway:
         self._server = HttpServer(app, host=config.host, port=config.port, grace_s=GRACE_S)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Serve these workloads from now on; listen, if this is the first time."""
+        """Serve these workloads: `{"workloads": […], "scaling": {…}}`. Listen, if this is the first time."""
         self._directory = Directory.from_plain(user_config["workloads"])
+        self._teller.scale(user_config.get("scaling", NOTHING_SCALES))
         if not self._server.serving:
             await self._server.start()
             self._teller.start()

@@ -30,7 +30,7 @@ from cotenant.outbound.delivery import HttpDeliver, load_trusted_hosts
 from cotenant.outbound.webhooks import load_secrets
 from cotenant.telemetry.logs import configure_logs, event
 from deployments.backend import ServeBackend
-from deployments.demand import DemandTeller
+from deployments.demand import NOTHING_SCALES, DemandTeller
 from deployments.gate import Gate
 from deployments.published import Published
 
@@ -85,9 +85,11 @@ class Ingress:
         self._backend = ServeBackend(gate=Gate(self._heard, lambda name: self._directory.named(name).queue))
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Serve these workloads: `{"workloads": [Served as a dict, …]}`."""
+        """Serve these workloads: `{"workloads": [Served as a dict, …], "scaling": {…}}`."""
         directory = Directory.from_plain(user_config["workloads"])
-        if self._pump is not None:
+        scaling = user_config.get("scaling", NOTHING_SCALES)
+        if self._pump is not None and self._teller is not None:
+            self._teller.scale(scaling)
             self._directory = directory
             self._pump.reconfigure(directory)
             return
@@ -108,6 +110,7 @@ class Ingress:
         self._pump = Pump(jobs, self._lanes, store, self._backend, directory, clerk=clerk, caller=caller)
         self._pump.start()
         self._teller = DemandTeller("ingress", self._pump.asked, on_running=self._pump.serving)
+        self._teller.scale(scaling)
         self._teller.start()
         self._publishing = asyncio.create_task(self._publish_metrics(self._pump))
 

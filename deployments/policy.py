@@ -10,14 +10,13 @@ from ray.serve.config import AutoscalingContext
 
 
 class Policy:
-    """The policy of one workload. What it is made with is `Workload` of `deployments.scaler`, as plain data."""
+    """The policy of one workload. What there is to know of it the doors tell the scaler."""
 
-    def __init__(self, **workload: Any) -> None:
+    def __init__(self, name: str) -> None:
         from deployments.scaler_link import link  # noqa: PLC0415 - of the controller's own, not sent with this module
 
-        self._name = workload["name"]
+        self._name = name
         self._link = link()
-        self._link.scale(workload)
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         """The number of replicas now; the present one where none is known."""

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -26,6 +26,7 @@ from cotenant.scaling.autoscaler import Autoscaler, Decision, Scaled
 from cotenant.scaling.rooms import free_shares
 from cotenant.scaling.terms import Bounds
 from cotenant.telemetry.logs import configure_logs, event
+from deployments.headroom import Headroom
 from deployments.published import Published
 
 LOG = logging.getLogger("cotenant.scaling")
@@ -34,16 +35,16 @@ LOG = logging.getLogger("cotenant.scaling")
 _DECIDE_EVERY_S = 0.2
 _LOOK_EVERY_S = 2.0
 _METRICS_EVERY_S = 2.0
+_NODES_EVERY_S = 5.0
 _CHANGES_KEPT = 1000
 
 
 class Workload(BaseModel):
-    """A workload as the Serve config describes it to its policy."""
+    """A workload as `manifests.scaling` describes it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    pool: str
     pool_resource: str
     num_gpus: float
     cpus: float
@@ -86,7 +87,9 @@ class Scaler:
         configure_logs()
         self._autoscaler = Autoscaler()
         self._workloads: dict[str, Workload] = {}
-        self._served: list[str] = []
+        self._has: dict[str, tuple[int, int]] = {}
+        self._headroom: Headroom | None = None
+        self._told_of: Mapping[str, Any] = {}
         self._decisions: dict[str, Decision] = {}
         self._changes: deque[dict[str, Any]] = deque(maxlen=_CHANGES_KEPT)
         self._version = 0
@@ -97,32 +100,23 @@ class Scaler:
             for each in (
                 self._often(self._decide_all, _DECIDE_EVERY_S),
                 self._often(self._look, _LOOK_EVERY_S),
+                self._often(self._keep_nodes, _NODES_EVERY_S),
                 self._often(self._publish, _METRICS_EVERY_S),
             )
         ]
 
     # --- Serve ---
 
-    async def serve_has(
-        self, workloads: Sequence[Mapping[str, Any]], has: Mapping[str, tuple[int, int]]
-    ) -> tuple[int, Mapping[str, int]]:
-        """Serve's workloads, and of each how many replicas serve and how many are asked for. The targets."""
-        now = time.monotonic()
-        self._served = [workload["name"] for workload in workloads]
-        for plain in workloads:
-            workload = Workload.model_validate(plain)
-            self._workloads[workload.name] = workload
-            self._autoscaler.scale(workload.name, workload.scaled, now)
-            if workload.name in has:
-                self._autoscaler.serve_has(workload.name, *has[workload.name], now)
+    async def serve_has(self, has: Mapping[str, tuple[int, int]]) -> tuple[int, Mapping[str, int]]:
+        """Of each workload how many replicas serve and how many are asked of Serve. The targets."""
+        self._has = dict(has)
+        self._hear_of_serve()
         await self._decide_all()
         return self._version, self._targets()
 
     async def news(self, known: int, timeout_s: float) -> tuple[int, Mapping[str, int]]:
         """The targets when there are others than at version `known`, or after the time."""
-        now = time.monotonic()
-        for name in self._served:
-            self._autoscaler.still_served(name, now)
+        self._hear_of_serve()
         async with self._news:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._news.wait_for(lambda: self._version != known), timeout_s)
@@ -130,11 +124,24 @@ class Scaler:
 
     # --- doors ---
 
-    async def tell(self, door: str, asked: Mapping[str, Asked]) -> Mapping[str, int]:
-        """What a door sees. How many replicas of each workload serve."""
+    async def terms(self, terms: Mapping[str, Any]) -> None:
+        """What there is to scale: `manifests.scaling.scaling_terms`."""
+        if terms == self._told_of:
+            return
+        workloads = [Workload.model_validate(plain) for plain in terms["workloads"]]
+        self._workloads = {workload.name: workload for workload in workloads}
+        if self._headroom is None or terms["pools"] != self._told_of.get("pools"):
+            state = self._headroom.state() if self._headroom is not None else None
+            self._headroom = await asyncio.to_thread(Headroom, terms["pools"], state=state)
+        self._told_of = terms
+        self._hear_of_serve()
+        await self._decide_all()
+
+    async def tell(self, door: str, asked: Mapping[str, Asked]) -> tuple[bool, Mapping[str, int]]:
+        """What a door sees. Whether it is known what there is to scale, and of each how many replicas serve."""
         self._autoscaler.told(door, asked, time.monotonic())
         await self._decide(name for name in asked if name in self._workloads)
-        return {name: self._autoscaler.running(name) for name in self._workloads}
+        return bool(self._told_of), {name: serving for name, (serving, _) in self._has.items()}
 
     # --- whoever wants to know ---
 
@@ -152,19 +159,27 @@ class Scaler:
 
     # --- itself ---
 
+    def _hear_of_serve(self) -> None:
+        now = time.monotonic()
+        for name, (serving, target) in self._has.items():
+            workload = self._workloads.get(name)
+            if workload is not None:
+                self._autoscaler.scale(name, workload.scaled, now)
+                self._autoscaler.serve_has(name, serving, target, now)
+
     def _targets(self) -> Mapping[str, int]:
         return {name: decision.target.replicas for name, decision in self._decisions.items()}
 
     async def _decide_all(self) -> None:
         self._autoscaler.tidy(time.monotonic())
-        for name in self._workloads.keys() - set(self._autoscaler.workloads):
-            del self._workloads[name]
-            self._decisions.pop(name, None)
-        await self._decide(list(self._workloads))
+        for name in self._decisions.keys() - set(self._autoscaler.workloads):
+            del self._decisions[name]
+        await self._decide(self._autoscaler.workloads)
 
     async def _decide(self, names: Any) -> None:
         changed = False
-        for name in names:
+        known = set(self._autoscaler.workloads)
+        for name in (name for name in names if name in known):
             decision = self._autoscaler.decide(name, time.monotonic())
             before = self._decisions.get(name)
             self._decisions[name] = decision
@@ -190,6 +205,10 @@ class Scaler:
             shares = free_shares(nodes.values(), workload.pool_resource, workload.num_gpus, workload.cpus)
             if workload.name in self._autoscaler.workloads:
                 self._autoscaler.room_for(workload.name, shares)
+
+    async def _keep_nodes(self) -> None:
+        if self._headroom is not None:
+            await asyncio.to_thread(self._headroom.keep, time.time())
 
     async def _publish(self) -> None:
         self._published.publish(metrics.rows(self._decisions))

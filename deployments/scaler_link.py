@@ -33,17 +33,11 @@ class ScalerLink:
     """One for all policies of a process."""
 
     def __init__(self) -> None:
-        self._workloads: dict[str, dict[str, Any]] = {}
         self._has: dict[str, tuple[int, int]] = {}
         self._asked_at: dict[str, float] = {}
         self._targets: Mapping[str, int] = {}
         self._heard_at = float("-inf")
         threading.Thread(target=self._run, name="cotenant-scaler-link", daemon=True).start()
-
-    def scale(self, workload: Mapping[str, Any]) -> None:
-        """Have the scaler decide for this workload."""
-        self._asked_at[workload["name"]] = time.monotonic()
-        self._workloads[workload["name"]] = dict(workload)
 
     def exchange(self, name: str, running: int, target: int) -> int | None:
         """Tell how many replicas serve and are asked for; how many there should be, or None if that is not known."""
@@ -65,10 +59,10 @@ class ScalerLink:
 
                     scaler, told = ensure_scaler(), None
                 self._forget()
-                telling = list(self._workloads.values()), dict(self._has)
-                if telling != told:
-                    version, self._targets = ray.get(scaler.serve_has.remote(*telling), timeout=_ANSWER_S)
-                    told = telling
+                has = dict(self._has)
+                if has != told:
+                    version, self._targets = ray.get(scaler.serve_has.remote(has), timeout=_ANSWER_S)
+                    told = has
                 else:
                     version, self._targets = ray.get(scaler.news.remote(version, _NEWS_S), timeout=_ANSWER_S)
                 self._heard_at, failures = time.monotonic(), 0
@@ -81,8 +75,8 @@ class ScalerLink:
     def _forget(self) -> None:
         gone_at = time.monotonic() - _GONE_S
         for name in [name for name, at in self._asked_at.items() if at < gone_at]:
-            for known in (self._asked_at, self._workloads, self._has):
-                known.pop(name, None)
+            self._asked_at.pop(name, None)
+            self._has.pop(name, None)
 
 
 @functools.cache

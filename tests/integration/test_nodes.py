@@ -20,7 +20,8 @@ from cotenant.jobs.collecting import collect
 from cotenant.jobs.reading import read_jobs
 from cotenant.jobs.store.results import open_store
 from cotenant.manifests.nodes import headroom_terms
-from cotenant.manifests.serve import node_resources, serve_config
+from cotenant.manifests.pools import node_resources
+from cotenant.manifests.serve import serve_config
 from tests.contracts.autoscaling_ray import NodeType, autoscaling_ray
 from tests.contracts.metadata_server import metadata_server
 from tests.contracts.published_batch import publish_batch

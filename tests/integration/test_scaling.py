@@ -19,7 +19,9 @@ from cotenant.calls.counted import CountedBackend
 from cotenant.config import Jobs, Platform
 from cotenant.gpu.plan import plan
 from cotenant.jobs.queue.source import Message
-from cotenant.manifests.serve import node_resources, serve_config
+from cotenant.manifests.pools import node_resources
+from cotenant.manifests.scaling import scaling_terms
+from cotenant.manifests.serve import serve_config
 from tests.contracts.jobs_house import render
 
 # One loop for all: a Serve handle belongs to the one that it was first used in.
@@ -66,6 +68,12 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         ray.shutdown()
 
 
+def terms() -> dict[str, Any]:
+    """What the doors tell the scaler; replicas that only sleep start in seconds, and go soon."""
+    told = scaling_terms(PLATFORM, plan(PLATFORM))
+    return {**told, "workloads": [{**one, "share_s": 0.5, "node_s": 1.0} for one in told["workloads"]]}
+
+
 def _workload(serve: Any) -> Any:
     class Replica:
         """Sleeps for as long as a body's `sleep_s` says."""
@@ -76,15 +84,12 @@ def _workload(serve: Any) -> Any:
 
     config = serve_config(PLATFORM, plan(PLATFORM))
     (settings,) = next(app for app in config["applications"] if app["name"] == "mockups")["deployments"]
-    scaling = settings["autoscaling_config"]
-    # Replicas that only sleep start in seconds, and go soon.
-    scaling["policy"]["policy_kwargs"].update(share_s=0.5, node_s=1.0)
     return serve.deployment(
         Replica,
         name="Replica",
         max_ongoing_requests=settings["max_ongoing_requests"],
         ray_actor_options=settings["ray_actor_options"],
-        autoscaling_config=scaling,
+        autoscaling_config=settings["autoscaling_config"],
         graceful_shutdown_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.1,
     ).bind()
@@ -100,6 +105,7 @@ async def door(serve: Any) -> AsyncIterator[CountedBackend]:
     backend = ServeBackend(relay_host="127.0.0.1", gate=Gate(lambda: teller.heard, lambda name: 64))
     counted = CountedBackend(backend, has_room=lambda name, sent: sent < 2 * teller.running(name))
     teller = DemandTeller("gateway", counted.asked)
+    teller.scale(terms())
     teller.start()
     await until(lambda: teller.heard)
     yield counted
@@ -188,6 +194,7 @@ async def test_jobs_in_the_queue_bring_replicas_and_none_is_lost(serve: Any, tmp
     from ray.serve.schema import ServeDeploySchema
 
     jobs = Jobs(store=str(tmp_path / "results"), lease_s=10)
+    user_config = {"workloads": DIRECTORY.to_plain(), "scaling": terms()}
     config = {
         "proxy_location": "Disabled",
         "applications": [
@@ -196,7 +203,7 @@ async def test_jobs_in_the_queue_bring_replicas_and_none_is_lost(serve: Any, tmp
                 "route_prefix": None,
                 "import_path": "deployments.ingress:build",
                 "args": {"jobs": jobs.model_dump(mode="json")},
-                "deployments": [{"name": "Ingress", "user_config": {"workloads": DIRECTORY.to_plain()}}],
+                "deployments": [{"name": "Ingress", "user_config": user_config}],
             }
         ],
     }

@@ -34,7 +34,8 @@ from cotenant.errors import CotenantError, DeployFailed, EnvironmentFault
 from cotenant.gpu.plan import plan
 from cotenant.gpu.probe import count_gpus
 from cotenant.jobs.queue import emulator
-from cotenant.manifests.serve import node_resources, serve_config
+from cotenant.manifests.pools import node_resources
+from cotenant.manifests.serve import serve_config
 
 POLL_S = 0.5
 #: Serve reports a failed start once, then retries; this many seconds of UNHEALTHY settle it.

@@ -6,7 +6,7 @@ from typing import Any
 
 from cotenant.config import Platform
 from cotenant.gpu.plan import Plan
-from cotenant.manifests.serve import POOL_RESOURCE_PER_NODE, pool_resource
+from cotenant.manifests.pools import POOL_RESOURCE_PER_NODE, pool_resource
 
 
 def headroom_terms(platform: Platform, plan: Plan) -> list[dict[str, Any]]:

@@ -12,44 +12,11 @@ from typing import Any
 
 from cotenant.calls import Directory
 from cotenant.config import Platform, Workload
-from cotenant.config.model import Kind
 from cotenant.gpu.plan import Booking, Plan
+from cotenant.manifests.pools import POOL_CRUMB, pool_resource, spread_resource
+from cotenant.manifests.scaling import scaling_terms
 
-#: Each Ray node of a pool offers this much of the pool's resource, and a replica takes a crumb of it: it ties the
-#: replica to the pool without ever being what runs out.
-POOL_RESOURCE_PER_NODE = 1000.0
-_POOL_CRUMB = 0.001
-#: Seconds that it takes until a replica serves: from sleep, on a node that is there, with a node that has to be made.
-#: Assumed, as `cotenant simulate` does (`sim.stages`); the scaler learns what they are.
-ASSUMED_STARTS_S: Mapping[Kind, tuple[float, float, float]] = {
-    "llm": (3.0, 70.0, 200.0),
-    "image": (3.0, 70.0, 200.0),
-    "mockup": (3.0, 40.0, 170.0),
-}
 _DOOR_CPUS = 0.1
-
-
-def pool_resource(pool: str) -> str:
-    """Name of the custom Ray resource that every node of `pool` offers."""
-    return f"cotenant-pool-{pool}"
-
-
-def spread_resource(workload: str) -> str:
-    """Name of the custom Ray resource of which a node offers as much as it may hold replicas of `workload`."""
-    return f"cotenant-spread-{workload}"
-
-
-def node_resources(platform: Platform, pool: str) -> dict[str, float]:
-    """Custom resources that every Ray node of `pool` offers.
-
-    Serve's own `max_replicas_per_node` can't be had together with a placement group, so a workload's
-    `replicas.per_node` is a resource of which each of its replicas takes one.
-    """
-    offered = {pool_resource(pool): POOL_RESOURCE_PER_NODE}
-    for name, workload in platform.workloads.items():
-        if workload.replicas.per_node is not None and (not workload.pools or pool in workload.pools):
-            offered[spread_resource(name)] = float(workload.replicas.per_node)
-    return offered
 
 
 def serve_config(platform: Platform, plan: Plan) -> dict[str, Any]:
@@ -58,9 +25,10 @@ def serve_config(platform: Platform, plan: Plan) -> dict[str, Any]:
         _workload(name, workload, plan, ingresses=platform.jobs.ingresses)
         for name, workload in platform.workloads.items()
     ]
-    applications.append(_gateway(platform))
+    told = {"workloads": Directory.of(platform).to_plain(), "scaling": scaling_terms(platform, plan)}
+    applications.append(_gateway(platform, told))
     if platform.jobs.ingresses:
-        applications.append(_ingress(platform))
+        applications.append(_ingress(platform, told))
     return {"proxy_location": "Disabled", "applications": applications}
 
 
@@ -78,7 +46,7 @@ def _workload(name: str, workload: Workload, plan: Plan, *, ingresses: int) -> d
     booking = plan.workloads[name]
     deployment: dict[str, Any] = {
         "name": "Replica",
-        **_replicas(name, workload, booking),
+        **_replicas(name, workload),
         "max_ongoing_requests": admitted(workload.slots, ingresses=ingresses),
         "max_queued_requests": workload.queue,
         # Serve rounds the percentage up to whole replicas, and the plan has room for one.
@@ -99,7 +67,7 @@ def _workload(name: str, workload: Workload, plan: Plan, *, ingresses: int) -> d
     }
 
 
-def _replicas(name: str, workload: Workload, booking: Booking) -> dict[str, Any]:
+def _replicas(name: str, workload: Workload) -> dict[str, Any]:
     """A fixed number, or bounds within which our policy decides.
 
     Serve's own target of ongoing requests is what its metrics show; it counts slots, not what Serve lets in.
@@ -118,28 +86,9 @@ def _replicas(name: str, workload: Workload, booking: Booking) -> dict[str, Any]
             "downscale_to_zero_delay_s": 0.0,
             "policy": {
                 "policy_function": "deployments.policy:Policy",
-                "policy_kwargs": _scaled(name, workload, booking),
+                "policy_kwargs": {"name": name},
             },
         }
-    }
-
-
-def _scaled(name: str, workload: Workload, booking: Booking) -> dict[str, Any]:
-    """What the scaler is told of a workload, as `deployments.scaler.Workload` spells it."""
-    wake_s, share_s, node_s = ASSUMED_STARTS_S[workload.kind]
-    return {
-        "name": name,
-        "pool": booking.pool,
-        "pool_resource": pool_resource(booking.pool),
-        "num_gpus": booking.num_gpus,
-        "cpus": workload.cpus,
-        "slots": workload.slots,
-        "min": workload.replicas.min,
-        "max": workload.replicas.max,
-        "target_wait_s": workload.wait_s,
-        "wake_s": wake_s,
-        "share_s": share_s,
-        "node_s": node_s,
     }
 
 
@@ -149,7 +98,7 @@ def _resources(workload: Workload, booking: Booking) -> dict[str, Any]:
     Of the group's share the replica itself takes nothing there; on a CPU it is the replica's, which so learns where
     it is.
     """
-    pool = {pool_resource(booking.pool): _POOL_CRUMB}
+    pool = {pool_resource(booking.pool): POOL_CRUMB}
     if workload.replicas.per_node is not None:
         pool[spread_resource(booking.workload)] = 1.0
     if workload.kind == "llm":
@@ -162,24 +111,26 @@ def _resources(workload: Workload, booking: Booking) -> dict[str, Any]:
     return {"ray_actor_options": {"num_cpus": workload.cpus, "num_gpus": booking.num_gpus, "resources": pool}}
 
 
-def _gateway(platform: Platform) -> dict[str, Any]:
+def _gateway(platform: Platform, told: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {name: getattr(platform, name).model_dump(mode="json") for name in ("gateway", "jobs")}
-    return _door(platform, "gateway", replicas=platform.gateway.replicas, arguments=arguments)
+    return _door(platform, "gateway", replicas=platform.gateway.replicas, arguments=arguments, told=told)
 
 
-def _ingress(platform: Platform) -> dict[str, Any]:
+def _ingress(platform: Platform, told: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {"jobs": platform.jobs.model_dump(mode="json")}
-    return _door(platform, "ingress", replicas=platform.jobs.ingresses, arguments=arguments)
+    return _door(platform, "ingress", replicas=platform.jobs.ingresses, arguments=arguments, told=told)
 
 
-def _door(platform: Platform, name: str, *, replicas: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A front door: no GPU, on the front pool if there is one, told of the workloads by `user_config`.
+def _door(
+    platform: Platform, name: str, *, replicas: int, arguments: Mapping[str, Any], told: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A front door: no GPU, on the front pool if there is one, told of workloads and scaling by `user_config`.
 
     How it starts and drains is its own affair, so its builder's settings for that stand.
     """
     options: dict[str, Any] = {"num_cpus": _DOOR_CPUS, "num_gpus": 0}
     if platform.front_pool is not None:
-        options["resources"] = {pool_resource(platform.front_pool): _POOL_CRUMB}
+        options["resources"] = {pool_resource(platform.front_pool): POOL_CRUMB}
     return {
         "name": name,
         "route_prefix": None,
@@ -191,7 +142,7 @@ def _door(platform: Platform, name: str, *, replicas: int, arguments: Mapping[st
                 "num_replicas": replicas,
                 "max_ongoing_requests": 100,
                 "ray_actor_options": options,
-                "user_config": {"workloads": Directory.of(platform).to_plain()},
+                "user_config": dict(told),
             }
         ],
     }

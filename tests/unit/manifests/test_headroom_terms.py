@@ -10,7 +10,7 @@ import pytest
 from cotenant.config import load_platform
 from cotenant.gpu.plan import plan
 from cotenant.manifests.nodes import headroom_terms
-from cotenant.manifests.serve import node_resources
+from cotenant.manifests.pools import node_resources
 from cotenant.scaling.headroom import PoolTerms
 
 pytestmark = pytest.mark.unit

@@ -15,7 +15,9 @@ from cotenant.calls import Directory, Served
 from cotenant.config import Platform, load_platform
 from cotenant.config.model import Gateway, Jobs, LlmSpec, MockupSpec
 from cotenant.gpu.plan import plan
-from cotenant.manifests.serve import ASSUMED_STARTS_S, node_resources, pool_resource, serve_config, unknown_keys
+from cotenant.manifests.pools import node_resources, pool_resource
+from cotenant.manifests.scaling import ASSUMED_STARTS_S
+from cotenant.manifests.serve import serve_config, unknown_keys
 from cotenant.sim.scene import SCENE
 from cotenant.sim.stages import DEFAULTS, Image
 
@@ -83,11 +85,26 @@ def test_what_scales_a_workload_is_told_its_bounds_its_share_and_its_target() ->
     _, config = shipped("prod")
     scaling = deployment(config, "writer")["autoscaling_config"]
     assert scaling["policy"]["policy_function"] == "deployments.policy:Policy"
-    told = scaling["policy"]["policy_kwargs"]
+    assert scaling["policy"]["policy_kwargs"] == {"name": "writer"}
+    told = next(one for one in told_of_scaling(config, "gateway")["workloads"] if one["name"] == "writer")
+    assert told_of_scaling(config, "ingress") == told_of_scaling(config, "gateway")
     assert (told["name"], told["min"], told["max"], told["slots"], told["target_wait_s"]) == ("writer", 1, 8, 32, 2.0)
     assert told["num_gpus"] == deployment(config, "writer")["placement_group_bundles"][0]["GPU"]
     # The policy decides when: Serve adds no delay of its own.
     assert {scaling[key] for key in scaling if key.endswith("delay_s")} == {0.0}
+
+
+def told_of_scaling(config: dict[str, Any], door: str) -> Any:
+    return deployment(config, door)["user_config"]["scaling"]
+
+
+def test_another_target_restarts_no_replica() -> None:
+    platform, before = shipped("prod")
+    writer = platform.workloads["writer"].model_copy(update={"target_wait_s": 9.0})
+    changed = platform.model_copy(update={"workloads": {**platform.workloads, "writer": writer}})
+    after = serve_config(changed, plan(changed))
+    assert application(after, "writer") == application(before, "writer")
+    assert told_of_scaling(after, "gateway") != told_of_scaling(before, "gateway")
 
 
 def test_starts_are_assumed_as_the_simulator_does() -> None:
