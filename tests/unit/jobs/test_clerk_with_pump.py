@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -172,3 +173,22 @@ async def test_jobs_of_many_batches_of_one_tenant_and_a_single_one_of_another() 
         assert office.clock.now() - began < 60
         await office.clock.advance(1)
     await kill()
+
+
+async def test_a_batch_tells_how_many_of_its_lines_are_still_to_be_published() -> None:
+    go = asyncio.Event()
+
+    async def wait(call: Call) -> Reply:
+        await go.wait()
+        return echo(call)
+
+    office = Office({"writer": wait})
+    await office.batch(*[chat(f"c{n}") for n in range(1000)])
+    office.pump.start()
+    await office.until(lambda: office.pump.asked()["writer"].waiting > 900)
+    behind = dict(office.clerk.behind())["writer"]
+    assert behind.waiting == 1000 - 64
+    assert behind.units is None and behind.left_s is None
+    go.set()
+    await office.settled()
+    assert office.clerk.behind() == []
