@@ -19,7 +19,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cotenant.agent import metrics
 from cotenant.agent.node import Obituary
-from cotenant.agent.preemption import metadata_url, preempted
 from cotenant.agent.server import Agent
 from cotenant.agent.snapshot import Snapshot
 from cotenant.cli.machine.cluster import AGENT_NAMESPACE, AGENT_PREFIX
@@ -114,6 +113,9 @@ class GpuAgent:
 
     async def _watch_preemption(self) -> None:
         """Have this node's replicas moved before the machine is taken away, where somebody tells of that."""
+        # Here, since every replica imports this module and needs no HTTP client.
+        from cotenant.agent.preemption import metadata_url, preempted  # noqa: PLC0415
+
         if not await preempted(metadata_url(os.environ)):
             return
         event(LOG, "node_preempted", level=logging.WARNING, node=self._node_id, notice_s=_NOTICE_S)

@@ -20,10 +20,10 @@ from cotenant.jobs.collecting import collect
 from cotenant.jobs.reading import read_jobs
 from cotenant.jobs.store.results import open_store
 from cotenant.manifests.nodes import headroom_terms
-from cotenant.manifests.pools import node_resources
+from cotenant.manifests.pools import POOL_RESOURCE_PER_NODE, pool_resource
 from cotenant.manifests.serve import serve_config
 from tests.contracts.autoscaling_ray import NodeType, autoscaling_ray
-from tests.contracts.metadata_server import metadata_server
+from tests.contracts.metadata_server import MetadataServer, metadata_server
 from tests.contracts.published_batch import publish_batch
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
@@ -55,19 +55,42 @@ def platform_of(folder: Path, *, spare: int, replicas_min: int = 0) -> Platform:
 
 
 @contextmanager
-def cluster(platform: Platform, *, v2: bool = True, **environment: str) -> Iterator[Any]:
+def cluster(*, v2: bool = True, **environment: str) -> Iterator[Any]:
     """Ray on a head that is the front pool, connected; its autoscaler can make the nodes of pool `shared`."""
     import ray
+    import ray.autoscaler.v2.utils as generation
 
-    head = {"CPU": 2.0, **node_resources(platform, "front")}
-    shared = NodeType({"CPU": 2.0, "GPU": 1.0, **node_resources(platform, "shared")}, max=2)
-    ours = {"COTENANT_JOBS_SOURCE": "memory", **environment}
-    with autoscaling_ray(head, {"shared": shared}, idle_s=IDLE_S, v2=v2, environment=ours) as address:
-        ray.init(address=address, log_to_driver=False, namespace="test")
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        # What Ray remembers in this process of another cluster's autoscaler.
+        patch.setattr(generation, "cached_is_autoscaler_v2", None)
+        head = {"CPU": 2.0, pool_resource("front"): POOL_RESOURCE_PER_NODE}
+        shared = NodeType({"CPU": 2.0, "GPU": 1.0, pool_resource("shared"): POOL_RESOURCE_PER_NODE}, max=2)
+        ours = {"COTENANT_JOBS_SOURCE": "memory", **environment}
+        with autoscaling_ray(head, {"shared": shared}, idle_s=IDLE_S, v2=v2, environment=ours) as address:
+            ray.init(address=address, log_to_driver=False, namespace="test")
+            try:
+                yield ray
+            finally:
+                ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[MetadataServer]:
+    """What tells every machine of the cluster whether it is to be preempted."""
+    with metadata_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def serving(machines: MetadataServer) -> Iterator[Any]:
+    """A cluster under the second generation of autoscalers, and Serve on it."""
+    with cluster(GCE_METADATA_HOST=machines.host) as ray:
+        from ray import serve
+
+        serve.start(proxy_location="Disabled")
+        yield ray
+        serve.shutdown()
 
 
 def gpus(ray: Any) -> int:
@@ -84,75 +107,86 @@ def wait_for(condition: Callable[[], Any], *, meanwhile: Callable[[], None] = la
     return value
 
 
-@pytest.fixture
-def fresh_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Ray remembers in this process of the generation of another cluster's autoscaler, forgotten."""
-    import ray.autoscaler.v2.utils as v2
+def keeper(platform: Platform, state: Any = None) -> tuple[Any, Callable[[], None]]:
+    """Headroom for the platform's pools, and what has it look once."""
+    from deployments.headroom import Headroom
 
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(v2, "cached_is_autoscaler_v2", None)
-
-
-@pytest.mark.usefixtures("fresh_ray")
-@pytest.mark.parametrize("v2", [pytest.param(True, id="second generation"), pytest.param(False, id="first generation")])
-def test_the_spare_node_is_there_before_anything_needs_it_and_goes_when_unwanted(tmp_path: Path, v2: bool) -> None:
-    spare, none = (platform_of(tmp_path, spare=count) for count in (1, 0))
-    with cluster(spare, v2=v2) as ray:
-        from deployments.headroom import Headroom
-
-        assert gpus(ray) == 0
-        headroom = Headroom(headroom_terms(spare, plan(spare)))
-        keep = lambda: headroom.keep(time.time())  # noqa: E731
-        wait_for(lambda: gpus(ray) == 1, meanwhile=keep)
-        # It stays, idle for longer than idle nodes may.
-        end = time.monotonic() + 3 * IDLE_S
-        while time.monotonic() < end:
-            keep()
-            assert gpus(ray) == 1
-            time.sleep(0.5)
-        # A cluster whose file has no spare nodes any more.
-        headroom = Headroom(headroom_terms(none, plan(none)), state=headroom.state())
-        wait_for(lambda: gpus(ray) == 0, meanwhile=keep)
+    headroom = Headroom(headroom_terms(platform, plan(platform)), state=state)
+    return headroom, lambda: headroom.keep(time.time())
 
 
-@pytest.mark.usefixtures("fresh_ray")
-async def test_a_job_makes_a_node_come_from_none_and_the_node_goes_when_the_job_is_done(tmp_path: Path) -> None:
-    await asyncio.to_thread(from_no_node_to_one_and_back, tmp_path)
+def a_spare_node_comes_stays_and_goes(ray: Any, folder: Path) -> None:
+    headroom, keep = keeper(platform_of(folder, spare=1))
+    assert gpus(ray) == 0
+    wait_for(lambda: gpus(ray) == 1, meanwhile=keep)
+    # It stays, idle for longer than idle nodes may.
+    end = time.monotonic() + 2 * IDLE_S
+    while time.monotonic() < end:
+        keep()
+        assert gpus(ray) == 1
+        time.sleep(0.5)
+    # The file has no spare nodes any more.
+    _, keep = keeper(platform_of(folder, spare=0), headroom.state())
+    wait_for(lambda: gpus(ray) == 0, meanwhile=keep)
 
 
-def from_no_node_to_one_and_back(tmp_path: Path) -> None:
+def test_a_spare_node_comes_stays_and_goes_with_the_first_generation_of_autoscalers(tmp_path: Path) -> None:
+    with cluster(v2=False) as ray:
+        a_spare_node_comes_stays_and_goes(ray, tmp_path)
+
+
+def test_a_spare_node_is_there_before_anything_needs_it_and_goes_when_it_is_not_wanted(
+    serving: Any, tmp_path: Path
+) -> None:
+    a_spare_node_comes_stays_and_goes(serving, tmp_path)
+
+
+def test_a_job_makes_a_node_come_from_none_and_the_node_goes_when_the_job_is_done(serving: Any, tmp_path: Path) -> None:
+    from ray import serve
+
     platform = platform_of(tmp_path, spare=0)
     store = open_store(platform.jobs.store)
-    with cluster(platform) as ray:
-        from ray import serve
+    _, keep = keeper(platform)
+    deploy(platform)
+    wait_for(lambda: serve.status().applications["ingress"].status == "RUNNING", meanwhile=keep)
+    assert gpus(serving) == 0
 
-        from deployments.headroom import Headroom
+    line = {"custom_id": "m1", "method": "POST", "url": "/v1/mockups", "body": mug()}
+    jobs = read_jobs([json.dumps(line).encode()], "jobs.jsonl", tenant="acme", batch="b1")
+    ingress = serve.get_app_handle("ingress")
 
-        headroom = Headroom(headroom_terms(platform, plan(platform)))
-        keep = lambda: headroom.keep(time.time())  # noqa: E731
-        serve.start(proxy_location="Disabled")
-        try:
-            deploy(platform)
-            wait_for(lambda: serve.status().applications["ingress"].status == "RUNNING", meanwhile=keep)
-            assert gpus(ray) == 0
+    async def publish(messages: Any) -> None:
+        submitting = ingress.submit.remote(platform.jobs.topic, list(messages))
+        await asyncio.to_thread(submitting.result, timeout_s=30)
 
-            line = {"custom_id": "m1", "method": "POST", "url": "/v1/mockups", "body": mug()}
-            jobs = read_jobs([json.dumps(line).encode()], "jobs.jsonl", tenant="acme", batch="b1")
-            ingress = serve.get_app_handle("ingress")
+    asyncio.run(publish_batch(jobs, store, publish))
+    wait_for(lambda: gpus(serving) == 1, meanwhile=keep)
+    wait_for(lambda: asyncio.run(store.result(jobs[0].identity)), meanwhile=keep)
+    output: list[bytes] = []
+    asyncio.run(collect(store, output.append, tenant="acme", batch="b1", timeout_s=10))
+    assert json.loads(output[0])["response"]["status_code"] == 200
+    wait_for(lambda: gpus(serving) == 0, meanwhile=keep)
 
-            async def publish(messages: Any) -> None:
-                topic = platform.jobs.topic
-                await asyncio.to_thread(lambda: ingress.submit.remote(topic, list(messages)).result(timeout_s=30))
 
-            asyncio.run(publish_batch(jobs, store, publish))
-            wait_for(lambda: gpus(ray) == 1, meanwhile=keep)
-            wait_for(lambda: asyncio.run(store.result(jobs[0].identity)) is not None, meanwhile=keep)
-            output: list[bytes] = []
-            asyncio.run(collect(store, output.append, tenant="acme", batch="b1", timeout_s=10))
-            assert json.loads(output[0])["response"]["status_code"] == 200
-            wait_for(lambda: gpus(ray) == 0, meanwhile=keep)
-        finally:
-            serve.shutdown()
+def test_a_node_that_is_to_be_preempted_is_drained_and_its_replica_moves_to_another(
+    serving: Any, machines: MetadataServer, tmp_path: Path
+) -> None:
+    deploy(platform_of(tmp_path, spare=0, replicas_min=1))
+    first = wait_for(home_of_mugs)
+    # The agent of that node has looked, and waits.
+    wait_for(lambda: any("wait_for_change" in path for path in machines.asked))
+    machines.preempt()
+    wait_for(lambda: "TRUE" in machines.told)
+    # Only that machine: the next node's agent asks the same server.
+    machines.preempt("FALSE")
+    second = wait_for(lambda: (home := home_of_mugs()) != first and home)
+    assert second in alive(serving)
+    # Ray ends a node that drains as soon as nothing is on it any more, or when its time is up.
+    wait_for(lambda: first not in alive(serving))
+
+
+def alive(ray: Any) -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def deploy(platform: Platform) -> None:
@@ -163,7 +197,10 @@ def deploy(platform: Platform) -> None:
     config = serve_config(platform, plan(platform))
     config["applications"] = [each for each in config["applications"] if each["name"] != "gateway"]
     (mugs,) = next(each for each in config["applications"] if each["name"] == "mugs")["deployments"]
-    quick: Mapping[str, float] = {"upscale_delay_s": 0, "downscale_delay_s": 2, "downscale_to_zero_delay_s": 2}
+    quick: Mapping[str, float] = {
+        "upscale_delay_s": 0, "downscale_delay_s": 2, "downscale_to_zero_delay_s": 2, "look_back_period_s": 2,
+        "metrics_interval_s": 1,
+    }  # fmt: skip
     if "autoscaling_config" in mugs:
         mugs["autoscaling_config"] |= quick
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
@@ -175,30 +212,6 @@ def mug() -> dict[str, Any]:
     data = io.BytesIO()
     Image.new("RGB", (8, 8), "#c81e1e").save(data, "PNG")
     return {"template": "mug", "artwork": base64.b64encode(data.getvalue()).decode(), "size": 32, "samples": 1}
-
-
-@pytest.mark.usefixtures("fresh_ray")
-def test_a_node_that_is_to_be_preempted_is_drained_and_its_replica_moves_to_another(tmp_path: Path) -> None:
-    platform = platform_of(tmp_path, spare=0, replicas_min=1)
-    with metadata_server() as metadata, cluster(platform, GCE_METADATA_HOST=metadata.host) as ray:
-        from ray import serve
-
-        serve.start(proxy_location="Disabled")
-        try:
-            deploy(platform)
-            first = wait_for(home_of_mugs)
-            # The agent of that node has looked, and waits.
-            wait_for(lambda: any("wait_for_change" in path for path in metadata.asked))
-            metadata.preempt()
-            wait_for(lambda: "TRUE" in metadata.told)
-            # Only that machine: the next node's agent asks the same server.
-            metadata.preempt("FALSE")
-            second = wait_for(lambda: (home := home_of_mugs()) != first and home)
-            assert second in {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-            # Ray ends a node that drains as soon as nothing is on it any more, or when its time is up.
-            wait_for(lambda: first not in {node["NodeID"] for node in ray.nodes() if node["Alive"]})
-        finally:
-            serve.shutdown()
 
 
 def home_of_mugs() -> str | None:
