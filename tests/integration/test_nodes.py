@@ -7,7 +7,7 @@ import base64
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,9 +146,8 @@ def test_a_job_makes_a_node_come_from_none_and_the_node_goes_when_the_job_is_don
 
     platform = platform_of(tmp_path, spare=0)
     store = open_store(platform.jobs.store)
-    _, keep = keeper(platform)
     deploy(platform)
-    wait_for(lambda: serve.status().applications["ingress"].status == "RUNNING", meanwhile=keep)
+    wait_for(lambda: serve.status().applications["ingress"].status == "RUNNING")
     assert gpus(serving) == 0
 
     line = {"custom_id": "m1", "method": "POST", "url": "/v1/mockups", "body": mug()}
@@ -160,12 +159,12 @@ def test_a_job_makes_a_node_come_from_none_and_the_node_goes_when_the_job_is_don
         await asyncio.to_thread(submitting.result, timeout_s=30)
 
     asyncio.run(publish_batch(jobs, store, publish))
-    wait_for(lambda: gpus(serving) == 1, meanwhile=keep)
-    wait_for(lambda: asyncio.run(store.result(jobs[0].identity)), meanwhile=keep)
+    wait_for(lambda: gpus(serving) == 1)
+    wait_for(lambda: asyncio.run(store.result(jobs[0].identity)))
     output: list[bytes] = []
     asyncio.run(collect(store, output.append, tenant="acme", batch="b1", timeout_s=10))
     assert json.loads(output[0])["response"]["status_code"] == 200
-    wait_for(lambda: gpus(serving) == 0, meanwhile=keep)
+    wait_for(lambda: gpus(serving) == 0)
 
 
 def test_a_node_that_is_to_be_preempted_is_drained_and_its_replica_moves_to_another(
@@ -196,13 +195,10 @@ def deploy(platform: Platform) -> None:
 
     config = serve_config(platform, plan(platform))
     config["applications"] = [each for each in config["applications"] if each["name"] != "gateway"]
-    (mugs,) = next(each for each in config["applications"] if each["name"] == "mugs")["deployments"]
-    quick: Mapping[str, float] = {
-        "upscale_delay_s": 0, "downscale_delay_s": 2, "downscale_to_zero_delay_s": 2, "look_back_period_s": 2,
-        "metrics_interval_s": 1,
-    }  # fmt: skip
-    if "autoscaling_config" in mugs:
-        mugs["autoscaling_config"] |= quick
+    # A renderer on made-up nodes is soon there, so it is not kept for long.
+    (ingress,) = next(each for each in config["applications"] if each["name"] == "ingress")["deployments"]
+    for workload in ingress["user_config"]["scaling"]["workloads"]:
+        workload |= {"share_s": 0.5, "node_s": 1.0}
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
 
 
