@@ -119,7 +119,11 @@ class GpuAgent:
         if not await preempted(metadata_url(os.environ)):
             return
         event(LOG, "node_preempted", level=logging.WARNING, node=self._node_id, notice_s=_NOTICE_S)
-        await asyncio.to_thread(drain, self._node_id, why="The machine is being preempted.", within_s=_NOTICE_S)
+        try:
+            await asyncio.to_thread(drain, self._node_id, why="The machine is being preempted.", within_s=_NOTICE_S)
+        except Exception as error:
+            # The machine goes anyway; then its replicas' calls are repeated as after any death.
+            event(LOG, "node_not_drained", level=logging.ERROR, node=self._node_id, error=error)
 
     def _probe(self) -> GpuProbe:
         if self._virtual_gpu_kib is None:

@@ -9,7 +9,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotenant.scaling.forecast import MOST_DAYS, STEP_S, Forecast, NeedHistory, needs_from
@@ -117,6 +117,7 @@ def test_history_that_ended_long_ago_gives_none() -> None:
     assert needs_from(history, begin, 2) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-5_000, 3 * DAY_S), st.integers(0, 9)), max_size=40))
 def test_history_is_bounded_and_survives_being_written_down(course: list[tuple[float, int]]) -> None:
     history, now = NeedHistory(), MONDAY
