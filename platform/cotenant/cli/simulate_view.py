@@ -17,7 +17,7 @@ def show(what: str, until_s: float, names: Sequence[str], runs: Sequence[Mapping
     console.print(f"{what}: {until_s / 3600:.3g} h, simulated", style="bold")
     ours = runs[0]
     table = Table(box=None, pad_edge=False)
-    table.add_column("scaled by")
+    table.add_column("scaled by", no_wrap=True)
     for column in ("GPU-hours", "USD", "of ours", "nodes made", "left undone"):
         table.add_column(column, justify="right")
     for run in runs:
@@ -33,7 +33,7 @@ def show(what: str, until_s: float, names: Sequence[str], runs: Sequence[Mapping
             continue
         console.print(f"\n{name}: {first['calls']} calls, to wait no longer than {first['target_wait_s']:g} s")
         table = Table(box=None, pad_edge=False)
-        table.add_column("scaled by")
+        table.add_column("scaled by", no_wrap=True)
         for column in ("wait p50", "p95", "p99", "longer", "replica-hours", "starts", "wakes"):
             table.add_column(column, justify="right")
         for run in runs:

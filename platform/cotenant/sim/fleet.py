@@ -174,6 +174,10 @@ class Fleet:
         """In which order replicas are given up."""
         return (replica.busy > 0, len(replica.node.replicas), -replica.number)
 
+    def node_s(self, pool: int, now: float) -> float:
+        """Paid for until now."""
+        return self.spent.node_s[pool] + sum(now - node.made_s for node in self.nodes[pool])
+
     def close(self, now: float) -> None:
         """Count what is still there."""
         for nodes in self.nodes:

@@ -81,14 +81,24 @@ class Scene:
     sample_s: float = 60.0
 
 
+#: Of the quantiles in samples.
+PARTS = (0.5, 0.95)
+
+
 @dataclass
 class Sample:
-    """How it stood at one time. Lists are by workload, `nodes` by pool (ready and coming)."""
+    """How it stood at one time. Lists are by workload, those of nodes by pool."""
 
     at_s: float
     arrived: list[int] = field(default_factory=list)
+    """Since the beginning."""
     waiting: list[int] = field(default_factory=list)
     resident: list[int] = field(default_factory=list)
     asleep: list[int] = field(default_factory=list)
     starting: list[int] = field(default_factory=list)
+    waits_s: list[tuple[float, ...] | None] = field(default_factory=list)
+    """Quantiles (`PARTS`) of the waits of calls that were begun since the last sample; None if none was."""
     nodes: list[int] = field(default_factory=list)
+    """Ready and coming."""
+    node_s: list[float] = field(default_factory=list)
+    """Paid for since the beginning."""

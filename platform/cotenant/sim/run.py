@@ -16,7 +16,7 @@ from itertools import count
 from cotenant.scaling.learning import Rate, ServiceTimes
 from cotenant.scaling.terms import Demand, Queue, Starts, Supply
 from cotenant.sim.fleet import Fleet, Node, Replica, Spent, State
-from cotenant.sim.model import Request, Sample, Scaler, Scene, View
+from cotenant.sim.model import PARTS, Request, Sample, Scaler, Scene, View
 from cotenant.sim.tally import Waits
 
 #: The empties are looked after this often.
@@ -34,6 +34,8 @@ class _Line:
     running: int = 0
     arrived: int = 0
     waits: Waits = field(default_factory=Waits)
+    lately: Waits = field(default_factory=Waits)
+    """Since the last sample; not in `waits` yet."""
     times: ServiceTimes = field(default_factory=ServiceTimes)
     rate: Rate = field(default_factory=lambda: Rate(_RATE_WINDOW_S))
     unrated: int = 0
@@ -110,6 +112,8 @@ class Simulation:
             if timer_s == sample_s:
                 self._sample()
                 sample_s += scene.sample_s
+        if self._samples[-1].at_s < self._now:
+            self._sample()
         self._fleet.close(self._now)
         return Outcome(
             self._scaler.name,
@@ -159,7 +163,7 @@ class Simulation:
             line.open.append(replica)
 
     def _begin(self, line: _Line, replica: Replica, came_s: float, service_s: float) -> None:
-        line.waits.add(self._now - came_s)
+        line.lately.add(self._now - came_s)
         line.running += 1
         replica.busy += 1
         call = next(self._calls)
@@ -205,6 +209,9 @@ class Simulation:
             line.waiting.extendleft(sorted(replica.calls.values(), reverse=True))
             replica.calls.clear()
             replica.busy = 0
+        for line in self._lines:
+            while line.waiting and (free := self._with_a_slot(line)) is not None:
+                self._begin(line, free, *line.waiting.popleft())
 
     def _made(self, node: Node | None) -> None:
         if node is not None and (rate := self._scene.pools[node.pool].losses_per_h) > 0:
@@ -289,7 +296,12 @@ class Simulation:
             sample.resident.append(states.count(State.RESIDENT))
             sample.asleep.append(states.count(State.ASLEEP))
             sample.starting.append(states.count(State.STARTING) + states.count(State.WAKING))
+            lately = line.lately
+            sample.waits_s.append(tuple(map(lately.quantile, PARTS)) if lately.count else None)
+            line.waits.merge(lately)
+            line.lately = Waits()
         sample.nodes = [len(nodes) for nodes in self._fleet.nodes]
+        sample.node_s = [self._fleet.node_s(pool, self._now) for pool in range(len(sample.nodes))]
         self._samples.append(sample)
 
 

@@ -65,6 +65,23 @@ def test_a_trace_is_played_and_own_stages_are_taken(tmp_path: Path) -> None:
     assert ours["workloads"]["mockups"]["calls"] == 200
 
 
+@pytest.mark.parametrize(("name", "begins"), [("day.png", b"\x89PNG"), ("day.svg", b"<?xml")])
+def test_a_plot_has_the_same_bytes_each_time(tmp_path: Path, name: str, begins: bytes) -> None:
+    pytest.importorskip("matplotlib")
+    first, second = tmp_path / name, tmp_path / f"again-{name}"
+    for file in (first, second):
+        assert simulate("--load", "mockups=0.5@1x4", "--hours", "0.5", "--json", "--plot", str(file)).exit_code == 0
+    assert first.read_bytes() == second.read_bytes()
+    assert first.read_bytes().startswith(begins)
+
+
+def test_a_plot_without_matplotlib_is_refused_before_anything_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = simulate("--trace", "/nowhere.csv", "--plot", "day.png")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "--plot needs matplotlib, which is not installed; pip install 'cotenant[plots]'" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -77,6 +94,8 @@ def test_a_trace_is_played_and_own_stages_are_taken(tmp_path: Path) -> None:
         (("--trace", "/nowhere.csv"), "/nowhere.csv can't be read"),
         (("--trace", "x", "--workload", "cups"), "there is no workload cups"),
         (("--load", "mockups=1@1", "--stages", "/nowhere.yaml"), "/nowhere.yaml: "),
+        (("--trace", "/nowhere.csv", "--plot", "day.pdf"), "--plot day.pdf ends in .pdf; a figure is .png or .svg"),
+        (("--trace", "/nowhere.csv", "--plot", "/nowhere/day.png"), "there is no folder /nowhere"),
     ],
 )
 def test_what_makes_no_sense_is_said_in_a_line(arguments: tuple[str, ...], said: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cotenant.scaling.terms import Bounds, Target
@@ -89,6 +89,15 @@ def test_what_a_lost_node_worked_on_is_done_elsewhere() -> None:
     assert outcome.undone == 0
 
 
+def test_samples_tell_what_was_begun_between_them_and_what_was_paid_for() -> None:
+    calls = [Request(at_s, 0, 0.5) for at_s in (10.0, 20.0, 130.0)]
+    outcome = simulate(scene(calls, replace(MOCKUPS, bounds=replace(BOUNDS, min=1))), FixedPeak(1))
+    assert [one.waits_s[0] is not None for one in outcome.samples[:4]] == [False, True, False, True]
+    assert [one.node_s[0] for one in outcome.samples[:3]] == [0.0, 60.0, 120.0]
+    assert outcome.samples[-1].node_s == outcome.spent.node_s
+    assert outcome.waits[0].count == 3
+
+
 # --- what always holds --------------------------------------------------------------------------------------
 
 
@@ -100,6 +109,11 @@ def test_what_a_lost_node_worked_on_is_done_elsewhere() -> None:
     st.sampled_from([0.0, 20.0]),
 )
 @settings(max_examples=60, deadline=None)
+@example(  # what a lost node worked on goes to a slot that is free elsewhere, with nothing else to open one
+    [*[(0.0, 0, 0.0), (0.0, 1, 0.0)] * 2, *[(1.0, 0, 0.0)] * 3, (61.0, 0, 0.0), (118.73857937774247, 1, 100.0),
+     (121.0, 0, 0.0), (560.0, 1, 61.0), (560.0, 1, 100.0), (641.0, 1, 27.0), (1110.0, 1, 16.0), (0.0, 1, 0.0)],
+    Keda, False, 1, 20.0,
+)  # fmt: skip
 def test_every_call_is_done_once_and_no_gpu_holds_more_than_it_has(
     calls: list[tuple[float, int, float]], kind: type[Scaler], sleeps: bool, spare: int, losses: float
 ) -> None:
@@ -168,6 +182,20 @@ def test_keda_goes_to_zero_and_comes_back_when_the_metric_shows_it() -> None:
 
 
 # --- parts --------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0, 1e4), max_size=50), st.lists(st.floats(0, 1e4), max_size=50))
+def test_waits_counted_apart_add_up(some: list[float], more: list[float]) -> None:
+    together, apart, rest = Waits(), Waits(), Waits()
+    for seconds in some:
+        together.add(seconds)
+        apart.add(seconds)
+    for seconds in more:
+        together.add(seconds)
+        rest.add(seconds)
+    apart.merge(rest)
+    assert apart.total_s == pytest.approx(together.total_s)
+    assert replace(apart, total_s=0.0) == replace(together, total_s=0.0)
 
 
 @given(st.lists(st.floats(0, 1e4), min_size=1, max_size=300), st.floats(0.01, 1))
