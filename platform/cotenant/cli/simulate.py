@@ -12,13 +12,13 @@ import click
 from cotenant.cli import simulate_plot
 from cotenant.cli.options import platform_options, with_budgets
 from cotenant.cli.simulate_load import load_of, stages_of
-from cotenant.cli.simulate_runs import data_of, play_all
+from cotenant.cli.simulate_runs import data_of, notes_of, play_all
 from cotenant.config import load_platform
 from cotenant.errors import TraceError
 from cotenant.gpu.plan import plan as make_plan
 from cotenant.sim.model import Request
 from cotenant.sim.scene import scene_parts
-from cotenant.sim.stages import Image
+from cotenant.sim.stages import SPOT, Image
 from cotenant.sim.traces import TokenSpeed, random_requests, read_trace
 
 
@@ -30,9 +30,9 @@ from cotenant.sim.traces import TokenSpeed, random_requests, read_trace
     "--load",
     "loads",
     multiple=True,
-    metavar="NAME=RATE@S[xB]",
+    metavar="NAME=RATE@S[xB][/W]",
     help="Random calls instead of a trace: so many a second of so many seconds each; with xB, B times as many in the "
-    "first tenth of every hour.",
+    "first tenth of every hour; with /W, each may wait W seconds.",
 )
 @click.option(
     "--hours", type=click.FloatRange(0.01, 24 * 31), default=4, show_default=True, help="How long loads last."
@@ -43,6 +43,8 @@ from cotenant.sim.traces import TokenSpeed, random_requests, read_trace
     "--spare", type=click.IntRange(0, 100), help="Nodes kept ready and empty, instead of the file's nodes.spare."
 )
 @click.option("--stages", "stages_file", type=click.Path(path_type=Path), help="YAML with your own times of stages.")
+@click.option("--losses", type=click.FloatRange(0, 60), metavar="PER_HOUR",
+              help=f"How often a spot node is taken away; {SPOT.losses_per_h:g} an hour is assumed.")  # fmt: skip
 @click.option("--prefill", type=click.FloatRange(1), default=TokenSpeed.prefill_per_s, show_default=True,
               help="Tokens of a prompt a second, for traces in tokens.")  # fmt: skip
 @click.option("--decode", type=click.FloatRange(0.1), default=TokenSpeed.decode_per_s, show_default=True,
@@ -61,6 +63,7 @@ def simulate_command(
     image: str,
     spare: int | None,
     stages_file: Path | None,
+    losses: float | None,
     prefill: float,
     decode: float,
     seed: int,
@@ -74,8 +77,10 @@ def simulate_command(
     if plot is not None:
         simulate_plot.check(plot)
     platform, _ = with_budgets(load_platform(file, environment))
-    stages = stages_of(stages_file)
-    pools, workloads = scene_parts(platform, make_plan(platform), image=Image(image), spare_nodes=spare, stages=stages)
+    stages, spot = stages_of(stages_file, losses)
+    pools, workloads = scene_parts(
+        platform, make_plan(platform), image=Image(image), spare_nodes=spare, stages=stages, spot=spot
+    )
     names = [one.name for one in workloads]
     if (trace is None) == (not loads):
         raise TraceError("give either --trace FILE or one or more --load NAME=RATE@SECONDS")
@@ -89,13 +94,14 @@ def simulate_command(
     else:
         until_s = hours * 3600
         requests = random_requests([load_of(text, names) for text in loads], until_s, seed)
+    notes = notes_of(pools)
     runs = play_all(pools, workloads, requests, until_s, seed, progress=not as_json)
     if plot is not None:
         simulate_plot.draw(plot, f"{platform.name}, {environment}: {until_s / 3600:.3g} h, simulated", names, runs)
     if as_json:
         click.echo(json.dumps({"simulated": True, "environment": environment, "hours": until_s / 3600, "seed": seed,
-                               "runs": [data_of(run) for run in runs]}, indent=2))  # fmt: skip
+                               "notes": notes, "runs": [data_of(run) for run in runs]}, indent=2))  # fmt: skip
     else:
         from cotenant.cli.simulate_view import show  # noqa: PLC0415 - `--json` and errors do without rich
 
-        show(f"{platform.name}, {environment}", until_s, names, [data_of(run) for run in runs])
+        show(f"{platform.name}, {environment}", until_s, names, [data_of(run) for run in runs], notes)

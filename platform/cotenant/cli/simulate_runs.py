@@ -83,6 +83,7 @@ def data_of(run: Run) -> dict[str, Any]:
             "wait_s": {f"p{round(part * 100)}": round(seen.quantile(part), 3) for part in (0.5, 0.95, 0.99)},
             "longer_than_target": round(seen.longer_than(one.bounds.target_wait_s), 4),
             "target_wait_s": one.bounds.target_wait_s,
+            **_dated(outcome, number),
             "starts": outcome.spent.starts[number],
             "wakes": outcome.spent.wakes[number],
             "replica_hours": round(outcome.spent.replica_s[number] / 3600, 3),
@@ -95,6 +96,29 @@ def data_of(run: Run) -> dict[str, Any]:
         "gpu_hours": round(run.gpu_hours, 3),
         "usd": round(run.usd, 2),
         "nodes_made": outcome.spent.nodes_made,
+        "nodes_lost": outcome.spent.nodes_lost,
         "undone": outcome.undone,
         "workloads": waits,
     }
+
+
+def _dated(outcome: Outcome, number: int) -> dict[str, Any]:
+    """Of the calls with deadlines of their own, if there were any."""
+    seen = outcome.dated[number]
+    if not seen.count:
+        return {}
+    return {"dated": {"calls": seen.count, "wait_s_p95": round(seen.quantile(0.95), 3),
+                      "overdue": round(outcome.overdue[number] / seen.count, 4)}}  # fmt: skip
+
+
+def notes_of(pools: Sequence[SimPool]) -> list[str]:
+    """What was taken for granted of the pools, in sentences."""
+    said = []
+    for pool in pools:
+        if pool.losses_per_h:
+            meanwhile = "" if pool.fallback is None else f"; meanwhile they come from pool {pools[pool.fallback].name}"
+            said.append(
+                f"Spot nodes of pool {pool.name} are taken away {pool.losses_per_h:g} times an hour, and none is to be "
+                f"had for {pool.dry_s:g} s after{meanwhile}. Both are assumed; --losses and --stages take your own."
+            )
+    return said

@@ -16,6 +16,10 @@ class Request(NamedTuple):
     at_s: float
     workload: int
     service_s: float
+    within_s: float = 0.0
+    """It may wait so long until it is begun, if that is longer than the workload's target."""
+    units: float = 1.0
+    """Its cost as it can be told beforehand, in any unit that its time grows with."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,10 @@ class SimPool:
     """How a new node gets the image."""
     losses_per_h: float = 0.0
     """How often a node is taken away, as spot nodes are, for each hour that it runs."""
+    dry_s: float = 0.0
+    """So long no node is to be had of this pool after one was taken away."""
+    fallback: int | None = None
+    """The pool that a node is taken from, and paid as, while none is to be had of this one."""
 
 
 @dataclass(frozen=True)

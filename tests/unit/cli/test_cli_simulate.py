@@ -65,6 +65,19 @@ def test_a_trace_is_played_and_own_stages_are_taken(tmp_path: Path) -> None:
     assert ours["workloads"]["mockups"]["calls"] == 200
 
 
+def test_spot_nodes_are_lost_and_calls_may_have_deadlines() -> None:
+    loads = ("--load", "mockups=0.3@1", "--load", "writer=0.1@40/3600", "--hours", "2", "--losses", "1")
+    result = CliRunner().invoke(main, ["simulate", "-f", FILE, "-e", "staging", *loads, "--json"])
+    said = json.loads(result.stdout)
+    ours = said["runs"][0]
+    assert ours["nodes_lost"] > 0
+    assert ours["workloads"]["writer"]["dated"]["calls"] > 500
+    assert "taken away 1 times an hour" in said["notes"][0]
+    shown = CliRunner().invoke(main, ["simulate", "-f", FILE, "-e", "staging", *loads]).stdout
+    for words in ("nodes lost", "overdue", "Both are assumed", "more with deadlines"):
+        assert words in " ".join(shown.split())
+
+
 @pytest.mark.parametrize(("name", "begins"), [("day.png", b"\x89PNG"), ("day.svg", b"<?xml")])
 def test_a_plot_has_the_same_bytes_each_time(tmp_path: Path, name: str, begins: bytes) -> None:
     pytest.importorskip("matplotlib")
@@ -91,6 +104,7 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_is_simulated(monke
         (("--load", "cups=1@1"), "NAME is one of"),
         (("--load", "mockups=0@1"), "is not NAME=RATE@SECONDS"),
         (("--load", "mockups=1@1x99"), "B is 1 to 10"),
+        (("--load", "mockups=1@1/"), "W the seconds that a call may wait"),
         (("--trace", "/nowhere.csv"), "/nowhere.csv can't be read"),
         (("--trace", "x", "--workload", "cups"), "there is no workload cups"),
         (("--load", "mockups=1@1", "--stages", "/nowhere.yaml"), "/nowhere.yaml: "),
@@ -109,3 +123,5 @@ def test_stages_that_are_no_mapping_are_named(tmp_path: Path) -> None:
     stages = tmp_path / "stages.yaml"
     stages.write_text("[1, 2]")
     assert "is no mapping of stages" in simulate("--load", "mockups=1@1", "--stages", str(stages)).stderr
+    stages.write_text("spot: {losses: 3}")
+    assert "give dry_s and losses_per_h" in simulate("--load", "mockups=1@1", "--stages", str(stages)).stderr
