@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +12,11 @@ import click
 from cotenant.cli import simulate_plot
 from cotenant.cli.options import platform_options, with_budgets
 from cotenant.cli.simulate_load import load_of, stages_of
-from cotenant.cli.simulate_runs import data_of, notes_of, play_all
+from cotenant.cli.simulate_runs import data_of, notes_of, play_all, sample_s
 from cotenant.config import load_platform
 from cotenant.errors import TraceError
 from cotenant.gpu.plan import plan as make_plan
-from cotenant.sim.model import Request
+from cotenant.sim.model import Request, Scene
 from cotenant.sim.scene import scene_parts
 from cotenant.sim.stages import SPOT, Image
 from cotenant.sim.traces import TokenSpeed, random_requests, read_trace
@@ -51,6 +51,11 @@ from cotenant.sim.traces import TokenSpeed, random_requests, read_trace
               help="Tokens of an answer a second, for traces in tokens.")  # fmt: skip
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png|.svg", help="Draw it all into a file.")
+@click.option("--tune", is_flag=True, help="Search the cheapest settings that keep waits short, instead of comparing.")
+@click.option("--p95", type=click.FloatRange(0.01), metavar="SECONDS",
+              help="With --tune: 95 % of calls wait no longer [default: each workload's target_wait_s].")  # fmt: skip
+@click.option("--runs", "most_runs", type=click.IntRange(1, 10_000), default=80, show_default=True,
+              help="With --tune: simulations at the most.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def simulate_command(
     *,
@@ -68,14 +73,19 @@ def simulate_command(
     decode: float,
     seed: int,
     plot: Path | None,
+    tune: bool,
+    p95: float | None,
+    most_runs: int,
     as_json: bool,
 ) -> None:
-    """Play a load through the platform, reckoned not run, and compare ways to scale it.
+    """Play a load through the platform, reckoned not run, and compare ways to scale it, or tune it.
 
     Every figure is simulated. The stages of a start are ranges that people report; --stages takes your own.
     """
     if plot is not None:
         simulate_plot.check(plot)
+    if p95 is not None and not tune:
+        raise click.UsageError("--p95 goes with --tune")
     platform, _ = with_budgets(load_platform(file, environment))
     stages, spot = stages_of(stages_file, losses)
     pools, workloads = scene_parts(
@@ -86,22 +96,40 @@ def simulate_command(
         raise TraceError("give either --trace FILE or one or more --load NAME=RATE@SECONDS")
     if workload is not None and workload not in names:
         raise TraceError(f"there is no workload {workload}; the platform has {', '.join(names)}")
-    requests: Callable[[], Iterable[Request]]
     if trace is not None:
         listed = read_trace(trace, names, all_for=workload, speed=TokenSpeed(prefill, decode))
         until_s = listed[-1].at_s + 1
-        requests = partial(iter, listed)
     else:
+        asked = [load_of(text, names) for text in loads]
         until_s = hours * 3600
-        requests = random_requests([load_of(text, names) for text in loads], until_s, seed)
-    notes = notes_of(pools)
-    runs = play_all(pools, workloads, requests, until_s, seed, progress=not as_json)
-    if plot is not None:
-        simulate_plot.draw(plot, f"{platform.name}, {environment}: {until_s / 3600:.3g} h, simulated", names, runs)
-    if as_json:
-        click.echo(json.dumps({"simulated": True, "environment": environment, "hours": until_s / 3600, "seed": seed,
-                               "notes": notes, "runs": [data_of(run) for run in runs]}, indent=2))  # fmt: skip
-    else:
-        from cotenant.cli.simulate_view import show  # noqa: PLC0415 - `--json` and errors do without rich
 
-        show(f"{platform.name}, {environment}", until_s, names, [data_of(run) for run in runs], notes)
+    def requests(day: int) -> Iterable[Request]:
+        return iter(listed) if trace is not None else random_requests(asked, until_s, day)()
+
+    def scene(day: int) -> Scene:
+        return Scene(pools, workloads, requests(day), until_s, seed=day, sample_s=sample_s(until_s))
+
+    notes, title = notes_of(pools), f"{platform.name}, {environment}"
+    said = {"simulated": True, "environment": environment, "hours": until_s / 3600, "seed": seed, "notes": notes}
+    if tune:
+        from cotenant.cli import simulate_tune  # noqa: PLC0415 - the others do without rich
+
+        now, best, found = simulate_tune.tune(
+            partial(scene, seed), partial(scene, seed + 1), p95, most_runs, quiet=as_json
+        )
+        runs = [simulate_tune.run_of(scene(seed), one, name) for one, name in ((best, "as found"), (now, "as it is"))]
+        said["tuned"] = found
+        show = partial(simulate_tune.show, title, until_s / 3600, found, notes)
+    else:
+        from cotenant.cli import simulate_view  # noqa: PLC0415 - errors do without rich
+
+        runs = list(play_all(pools, workloads, partial(requests, seed), until_s, seed, progress=not as_json))
+        compared = [data_of(run) for run in runs]
+        said["runs"] = compared
+        show = partial(simulate_view.show, title, until_s, names, compared, notes)
+    if plot is not None:
+        simulate_plot.draw(plot, f"{title}: {until_s / 3600:.3g} h, simulated", names, runs)
+    if as_json:
+        click.echo(json.dumps(said, indent=2))
+    else:
+        show()

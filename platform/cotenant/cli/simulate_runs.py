@@ -33,6 +33,11 @@ class Run:
         return sum(self.outcome.spent.node_s) / 3600
 
 
+def sample_s(until_s: float) -> float:
+    """Seconds between two looks at a simulation of that length."""
+    return max(_SAMPLE_S, until_s / _SAMPLES)
+
+
 def play_all(
     pools: tuple[SimPool, ...],
     workloads: tuple[SimWorkload, ...],
@@ -67,9 +72,7 @@ def play_all(
     for name, its_pools, its_workloads, scaler in track(
         ways, "simulating", console=console, transient=True, disable=not shown
     ):
-        scene = Scene(
-            its_pools, its_workloads, requests(), until_s, seed=seed, sample_s=max(_SAMPLE_S, until_s / _SAMPLES)
-        )
+        scene = Scene(its_pools, its_workloads, requests(), until_s, seed=seed, sample_s=sample_s(until_s))
         runs.append(Run(name, its_pools, its_workloads, simulate(scene, scaler)))
     return runs
 

@@ -78,6 +78,30 @@ def test_spot_nodes_are_lost_and_calls_may_have_deadlines() -> None:
         assert words in " ".join(shown.split())
 
 
+TUNED = ("--load", "mockups=0.2@1x8", "--hours", "0.5", "--tune", "--runs", "14")
+
+
+def test_tuning_says_what_to_write_and_what_it_costs() -> None:
+    said = json.loads(simulate(*TUNED, "--json").stdout)["tuned"]
+    assert said["runs"] <= 14
+    assert said["found"]["usd"] <= said["present"]["usd"] or (said["found"]["met"] and not said["present"]["met"])
+    assert set(said["on_another_day"]) == {"present", "found"}
+    shown = simulate(*TUNED).stdout
+    for words in (
+        "0.5 h, simulated, p95 of waits within",
+        "nodes.spare",
+        "found against as it is",
+        "With another seed",
+    ):
+        assert words in " ".join(shown.split())
+
+
+def test_a_limit_that_is_met_anyway_leaves_everything_as_it_is_or_cheaper() -> None:
+    said = json.loads(simulate(*TUNED, "--p95", "1000", "--json").stdout)["tuned"]
+    assert (said["p95_s"], said["present"]["met"], said["found"]["met"]) == (1000, True, True)
+    assert said["found"]["usd"] <= said["present"]["usd"]
+
+
 @pytest.mark.parametrize(("name", "begins"), [("day.png", b"\x89PNG"), ("day.svg", b"<?xml")])
 def test_a_plot_has_the_same_bytes_each_time(tmp_path: Path, name: str, begins: bytes) -> None:
     pytest.importorskip("matplotlib")
@@ -104,6 +128,7 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_is_simulated(monke
         (("--load", "cups=1@1"), "NAME is one of"),
         (("--load", "mockups=0@1"), "is not NAME=RATE@SECONDS"),
         (("--load", "mockups=1@1x99"), "B is 1 to 10"),
+        (("--load", "mockups=1@1", "--p95", "3"), "--p95 goes with --tune"),
         (("--load", "mockups=1@1/"), "W the seconds that a call may wait"),
         (("--trace", "/nowhere.csv"), "/nowhere.csv can't be read"),
         (("--trace", "x", "--workload", "cups"), "there is no workload cups"),
