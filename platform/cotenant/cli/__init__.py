@@ -23,6 +23,7 @@ COMMANDS = {
     "top": "cotenant.cli.top:top",
     "submit": "cotenant.cli.submit:submit",
     "results": "cotenant.cli.results:results",
+    "record": "cotenant.cli.record:record",
     "jobs": "cotenant.cli.jobs:jobs",
     "dead": "cotenant.cli.dead:dead",
 }
