@@ -12,7 +12,7 @@ from cotenant.sim.model import SimPool, SimWorkload
 from cotenant.sim.stages import DEFAULTS, SPOT, Image, Span, Spot, Stages
 
 #: Instead of an LLM's weights, a renderer loads a scene of some MB.
-_SCENE = Span(0.5, 2, 6, "assumed; 1.4 s until the first frame on a CPU, measured")
+SCENE = Span(0.5, 2, 6, "assumed; 1.4 s until the first frame on a CPU, measured")
 
 
 def scene_parts(
@@ -63,7 +63,7 @@ def scene_parts(
         )
         mine = stages
         if workload.kind == "mockup" and stages.weights == DEFAULTS.weights:
-            mine = replace(stages, weights=_SCENE)
+            mine = replace(stages, weights=SCENE)
         workloads.append(SimWorkload(name, bounds, booking.num_gpus, names.index(booking.pool), mine))
     return tuple(pools), tuple(workloads)
 

@@ -1,13 +1,14 @@
 """The cheapest settings that keep waits short: a search over simulations of one and the same day.
 
-First a coarse grid of what matters most (spare nodes, patience), then steps along one setting at a time from the best
-so far, until no step helps or the runs are used up; last, what was changed to no avail is changed back. Every run
-plays the same calls, and the n-th start takes as long in each (common random numbers), so a difference is the
-settings' doing. Same scene, same search: same answer.
+First a coarse grid of what matters most (spare nodes and patience; as many replicas kept as there were on average, or
+a few more), then steps along one setting at a time from the best so far, until no step helps or the runs are used up;
+last, what was changed to no avail is changed back. Every run plays the same calls, and the n-th start takes as long in
+each (common random numbers), so a difference is the settings' doing. Same scene, same search: same answer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -28,6 +29,7 @@ LEVELS: dict[str, tuple[float, ...]] = {
 }
 #: Spare nodes and patience.
 _GRID = tuple(product((0, 1, 2), (1.0, 2.0, 8.0)))
+_NAMED = tuple(LEVELS)
 #: So many calls may wait longer, or be begun after their deadline.
 _LATE = 0.05
 #: A saving below this part is none: the present setting stays.
@@ -136,16 +138,19 @@ def search(
     yield from tried(start)
     for spare, patience in _GRID:
         yield from tried(replace(start, spare=spare, patience=patience))
+    for more in (0, 1, 2):
+        mins = (_usual(made[start].outcome, number) + more for number in range(len(maxima)))
+        yield from tried(replace(start, mins=tuple(map(min, mins, maxima))))
     while best is not None and len(made) < enough:
         before = best
-        for one in _steps(best.settings, start, maxima):
+        for what, value in _steps(best.settings, start, maxima):
             # From the best so far, not from where the round began: a step that helped is kept.
-            yield from tried(replace(best.settings, **one))
+            yield from tried(_with(best.settings, what, value))
         if best is before:
             break
     assert best is not None
-    for one in _undone(best.settings, start):
-        back = replace(best.settings, **one)
+    for what, value in _undone(best.settings, start):
+        back = _with(best.settings, what, value)
         if back not in made:
             if len(made) >= most:
                 return
@@ -156,25 +161,37 @@ def search(
         yield trial, best
 
 
-def _undone(settings: Settings, start: Settings) -> Iterator[dict[str, Any]]:
+def _usual(outcome: Outcome, number: int) -> int:
+    """Replicas of a workload that were there on average, rounded up."""
+    return math.ceil(outcome.spent.replica_s[number] / max(1.0, outcome.ended_s))
+
+
+def _with(settings: Settings, what: str | int, value: Any) -> Settings:
+    """The settings with one of them changed: by its name, or the minimum of a workload."""
+    if isinstance(what, str):
+        return replace(settings, **{what: value})
+    return replace(settings, mins=(*settings.mins[:what], value, *settings.mins[what + 1 :]))
+
+
+def _undone(settings: Settings, start: Settings) -> Iterator[tuple[str | int, Any]]:
     """One setting at a time as it was."""
-    for name in (field.name for field in fields(Settings) if field.name != "mins"):
+    for name in _NAMED:
         if getattr(settings, name) != getattr(start, name):
-            yield {name: getattr(start, name)}
+            yield name, getattr(start, name)
     for number, (new, old) in enumerate(zip(settings.mins, start.mins, strict=True)):
         if new != old:
-            yield {"mins": (*settings.mins[:number], old, *settings.mins[number + 1 :])}
+            yield number, old
 
 
-def _steps(settings: Settings, start: Settings, maxima: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """One setting at a time, a level up or down."""
-    for name in (field.name for field in fields(Settings) if field.name != "mins"):
+def _steps(settings: Settings, start: Settings, maxima: tuple[int, ...]) -> Iterator[tuple[str | int, Any]]:
+    """One setting at a time: a replica more or fewer at the least, twice or half as many; of the others a level."""
+    for number, most in enumerate(maxima):
+        now = settings.mins[number]
+        for least in sorted({now // 2, max(0, now - 1), min(most, now + 1), min(most, 2 * now)} - {now}):
+            yield number, least
+    for name in _NAMED:
         levels = sorted({*LEVELS[name], getattr(start, name)})
         at = levels.index(getattr(settings, name))
         for near in (at - 1, at + 1):
             if 0 <= near < len(levels):
-                yield {name: type(getattr(start, name))(levels[near])}
-    for number, most in enumerate(maxima):
-        for least in (settings.mins[number] - 1, settings.mins[number] + 1):
-            if 0 <= least <= most:
-                yield {"mins": (*settings.mins[:number], least, *settings.mins[number + 1 :])}
+                yield name, type(getattr(start, name))(levels[near])
