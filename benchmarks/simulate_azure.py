@@ -1,6 +1,6 @@
 """Azure's LLM traces under our policy, an HPA on the queue metric and a fixed peak, at the same p95. Simulated.
 
-    python benchmarks/simulate_azure.py --traces DIR [--limits 2 5 10] [--share 0.25] [--slots 8] [--times 4]
+    python benchmarks/simulate_azure.py --traces DIR [--limits 2 5] [--share 0.25] [--slots 8] [--times 4]
 
 DIR holds AzureLLMInferenceTrace_code.csv and _conv.csv of Azure's 2023 traces (github.com/Azure/AzurePublicDataset,
 CC-BY 4.0), an hour each. They run side by side as two workloads on one pool, `--times` one after the other, so that
@@ -140,7 +140,7 @@ def ours(world: World, limit_s: float, runs: int) -> tuple[Outcome, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--traces", type=Path, required=True)
-    parser.add_argument("--limits", type=float, nargs="*", default=[2.0, 5.0, 10.0])
+    parser.add_argument("--limits", type=float, nargs="*", default=[2.0, 5.0])
     parser.add_argument("--share", type=float, default=0.25)
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--runs", type=int, default=60)
