@@ -24,6 +24,7 @@ COMMANDS = {
     "scaling": "cotenant.cli.scaling:scaling",
     "submit": "cotenant.cli.submit:submit",
     "results": "cotenant.cli.results:results",
+    "record": "cotenant.cli.record:record",
     "jobs": "cotenant.cli.jobs:jobs",
     "dead": "cotenant.cli.dead:dead",
 }

@@ -16,6 +16,10 @@ class Request(NamedTuple):
     at_s: float
     workload: int
     service_s: float
+    within_s: float = 0.0
+    """It may wait so long until it is begun, if that is longer than the workload's target."""
+    units: float = 1.0
+    """Its cost as it can be told beforehand, in any unit that its time grows with."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,10 @@ class SimPool:
     """How a new node gets the image."""
     losses_per_h: float = 0.0
     """How often a node is taken away, as spot nodes are, for each hour that it runs."""
+    dry_s: float = 0.0
+    """So long no node is to be had of this pool after one was taken away."""
+    fallback: int | None = None
+    """The pool that a node is taken from, and paid as, while none is to be had of this one."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +89,24 @@ class Scene:
     sample_s: float = 60.0
 
 
+#: Of the quantiles in samples.
+PARTS = (0.5, 0.95)
+
+
 @dataclass
 class Sample:
-    """How it stood at one time. Lists are by workload, `nodes` by pool (ready and coming)."""
+    """How it stood at one time. Lists are by workload, those of nodes by pool."""
 
     at_s: float
     arrived: list[int] = field(default_factory=list)
+    """Since the beginning."""
     waiting: list[int] = field(default_factory=list)
     resident: list[int] = field(default_factory=list)
     asleep: list[int] = field(default_factory=list)
     starting: list[int] = field(default_factory=list)
+    waits_s: list[tuple[float, ...] | None] = field(default_factory=list)
+    """Quantiles (`PARTS`) of the waits of calls that were begun since the last sample; None if none was."""
     nodes: list[int] = field(default_factory=list)
+    """Ready and coming."""
+    node_s: list[float] = field(default_factory=list)
+    """Paid for since the beginning."""

@@ -8,36 +8,40 @@ what already starts counts; what is too much goes from the emptiest node first, 
 from __future__ import annotations
 
 import heapq
-import random
-from collections import deque
 from dataclasses import dataclass, field
 from itertools import count
 
 from cotenant.scaling.learning import Rate, ServiceTimes
-from cotenant.scaling.terms import Demand, Queue, Starts, Supply
+from cotenant.scaling.terms import Demand, Starts, Supply
+from cotenant.sim.backlog import Backlog, Call
 from cotenant.sim.fleet import Fleet, Node, Replica, Spent, State
-from cotenant.sim.model import Request, Sample, Scaler, Scene, View
+from cotenant.sim.model import PARTS, Request, Sample, Scaler, Scene, SimWorkload, View
+from cotenant.sim.stages import Image
 from cotenant.sim.tally import Waits
 
 #: The empties are looked after this often.
 _HOUSEKEEPING_S = 5.0
 _RATE_WINDOW_S = 60.0
+_NEVER = float("inf")
 
 
 @dataclass
 class _Line:
     """The calls of one workload: those that wait, and which replicas have a slot for them."""
 
-    waiting: deque[tuple[float, float]] = field(default_factory=deque)
-    """When each came, and how long it takes."""
+    waiting: Backlog
     open: list[Replica] = field(default_factory=list)
     running: int = 0
     arrived: int = 0
     waits: Waits = field(default_factory=Waits)
+    lately: Waits = field(default_factory=Waits)
+    """Since the last sample; not in `waits` yet."""
+    dated: Waits = field(default_factory=Waits)
+    overdue: int = 0
     times: ServiceTimes = field(default_factory=ServiceTimes)
     rate: Rate = field(default_factory=lambda: Rate(_RATE_WINDOW_S))
     unrated: int = 0
-    """Arrived since the rate was last told."""
+    """Arrived since the rate was last told, without those with a deadline: for them nothing is kept ready."""
 
 
 @dataclass
@@ -46,6 +50,11 @@ class Outcome:
 
     scaler: str
     waits: list[Waits]
+    """By workload, of calls without a deadline of their own."""
+    dated: list[Waits]
+    """Of those with one."""
+    overdue: list[int]
+    """Of the dated: begun after their deadlines."""
     spent: Spent
     samples: list[Sample]
     ended_s: float
@@ -63,9 +72,9 @@ class Simulation:
     def __init__(self, scene: Scene, scaler: Scaler) -> None:
         self._scene = scene
         self._scaler = scaler
-        self._rng = random.Random(scene.seed)
-        self._fleet = Fleet(scene.pools, scene.workloads, self._rng)
-        self._lines = [_Line() for _ in scene.workloads]
+        self._fleet = Fleet(scene.pools, scene.workloads, scene.seed)
+        self._lines = [_Line(Backlog(spec.bounds.target_wait_s)) for spec in scene.workloads]
+        self._mean_starts = [_mean_starts(spec, scene.pools[spec.pool].image) for spec in scene.workloads]
         self._busy_s = [0.0] * len(scene.workloads)
         self._events: list[tuple[float, int, object]] = []
         self._order = count()
@@ -81,7 +90,8 @@ class Simulation:
                 started = self._fleet.start(number, 0.0, ready=True)
                 if started is not None:
                     self._opened(started[0])
-        self._housekeeping()
+                    self._made(started[1])
+        self._housekeeping(ready=True)
         requests = iter(scene.requests)
         coming = next(requests, None)
         decide_s = look_s = sample_s = 0.0
@@ -110,10 +120,14 @@ class Simulation:
             if timer_s == sample_s:
                 self._sample()
                 sample_s += scene.sample_s
+        if self._samples[-1].at_s < self._now:
+            self._sample()
         self._fleet.close(self._now)
         return Outcome(
             self._scaler.name,
             [line.waits for line in self._lines],
+            [line.dated for line in self._lines],
+            [line.overdue for line in self._lines],
             self._fleet.spent,
             self._samples,
             self._now,
@@ -129,13 +143,16 @@ class Simulation:
 
     def _arrive(self, request: Request) -> None:
         line = self._lines[request.workload]
+        at_s, _, service_s, within_s, units = request
+        dated = within_s > self._scene.workloads[request.workload].bounds.target_wait_s
+        call = Call(at_s + within_s if dated else _NEVER, at_s, service_s, units)
         line.arrived += 1
-        line.unrated += 1
+        line.unrated += not dated
         replica = self._with_a_slot(line)
         if replica is None:
-            line.waiting.append((request.at_s, request.service_s))
+            line.waiting.add(call)
         else:
-            self._begin(line, replica, request.at_s, request.service_s)
+            self._begin(line, replica, call)
 
     def _with_a_slot(self, line: _Line) -> Replica | None:
         """A replica that can take a call. Those that can't any more are dropped from the list on the way."""
@@ -153,28 +170,33 @@ class Simulation:
         line = self._lines[replica.workload]
         slots = self._scene.workloads[replica.workload].bounds.slots
         while line.waiting and replica.busy < slots:
-            self._begin(line, replica, *line.waiting.popleft())
+            self._begin(line, replica, line.waiting.take())
         if replica.busy < slots and not replica.listed:
             replica.listed = True
             line.open.append(replica)
 
-    def _begin(self, line: _Line, replica: Replica, came_s: float, service_s: float) -> None:
-        line.waits.add(self._now - came_s)
+    def _begin(self, line: _Line, replica: Replica, call: Call) -> None:
+        due_s, came_s, service_s, _ = call
+        if due_s == _NEVER:
+            line.lately.add(self._now - came_s)
+        else:
+            line.dated.add(self._now - came_s)
+            line.overdue += self._now > due_s
         line.running += 1
         replica.busy += 1
-        call = next(self._calls)
-        replica.calls[call] = (came_s, service_s)
-        heapq.heappush(self._events, (self._now + service_s, next(self._order), (replica, call)))
+        number = next(self._calls)
+        replica.calls[number] = call
+        heapq.heappush(self._events, (self._now + service_s, next(self._order), (replica, number)))
 
     def _ended(self, replica: Replica, call: int) -> None:
         found = replica.calls.pop(call, None)
         if found is None:
             return  # its replica was lost, and the call begun again elsewhere
-        service_s = found[1]
+        _, _, service_s, units = found
         line = self._lines[replica.workload]
         line.running -= 1
         replica.busy -= 1
-        line.times.ended(1.0, service_s)
+        line.times.ended(units, service_s)
         self._busy_s[replica.workload] += service_s
         if replica.state is State.RESIDENT:
             self._opened(replica)
@@ -187,7 +209,8 @@ class Simulation:
         if isinstance(event, tuple):
             self._ended(*event)
         elif isinstance(event, Replica):
-            if event.state in (State.STARTING, State.WAKING):
+            # One that was moved to a node that was there sooner is ready sooner than was told at first.
+            if event.state in (State.STARTING, State.WAKING) and event.ready_s <= self._now:
                 event.state = State.RESIDENT
                 self._opened(event)
         elif isinstance(event, Node) and not event.gone:
@@ -198,26 +221,30 @@ class Simulation:
 
     def _lose(self, node: Node) -> None:
         """The node is taken away: what ran on it waits again, first in line."""
-        self._fleet.spent.nodes_lost += 1
-        for replica in self._fleet.remove_node(node, self._now):
+        for replica in self._fleet.lose(node, self._now):
             line = self._lines[replica.workload]
             line.running -= len(replica.calls)
-            line.waiting.extendleft(sorted(replica.calls.values(), reverse=True))
+            line.waiting.again(list(replica.calls.values()))
             replica.calls.clear()
             replica.busy = 0
+        for line in self._lines:
+            while line.waiting and (free := self._with_a_slot(line)) is not None:
+                self._begin(line, free, line.waiting.take())
 
     def _made(self, node: Node | None) -> None:
-        if node is not None and (rate := self._scene.pools[node.pool].losses_per_h) > 0:
-            self._at(node.ready_s + self._rng.expovariate(rate / 3600), node)
+        if node is not None and (lasts_s := self._fleet.lasts_s(node)) is not None:
+            self._at(node.ready_s + lasts_s, node)
 
-    def _housekeeping(self) -> None:
+    def _housekeeping(self, *, ready: bool = False) -> None:
         for pool in range(len(self._scene.pools)):
-            for node in self._fleet.keep_nodes(pool, self._now):
+            for node in self._fleet.keep_nodes(pool, self._now, ready=ready):
                 self._made(node)
 
     # --- scaling ---
 
     def _scale(self) -> None:
+        for replica in self._fleet.settle(self._now):
+            self._at(replica.ready_s, replica)
         for number in range(len(self._lines)):
             view = self._view(number)
             target = self._scaler.target(number, view, self._now)
@@ -229,25 +256,19 @@ class Simulation:
             line.rate.came(line.unrated, self._now)
             line.unrated = 0
         mean_s = line.times.mean_s
-        queues: tuple[Queue, ...] = ()
-        if line.waiting:
-            within_s = spec.bounds.target_wait_s - (self._now - line.waiting[0][0])
-            queues = (Queue(len(line.waiting), len(line.waiting) * (mean_s or 1.0), within_s),)
+        queues = line.waiting.queues(self._now, line.times) if line.waiting else ()
         demand = Demand(self._now, line.running, queues, line.rate.per_s(self._now), mean_s)
-        states = [replica.state for replica in self._fleet.replicas[number]]
-        coming = (State.STARTING, State.WAKING)
-        starting = tuple(
-            max(0.0, one.ready_s - self._now) for one in self._fleet.replicas[number] if one.state in coming
-        )
-        supply = Supply(states.count(State.RESIDENT), states.count(State.ASLEEP), starting)
-        pool = self._scene.pools[spec.pool]
-        share_s = spec.stages.mean_share_s
-        starts = Starts(
-            spec.stages.wake.mean_s,
-            share_s,
-            share_s + spec.stages.mean_node_s(pool.image),
-            self._fleet.free_shares(number),
-        )
+        resident = asleep = 0
+        starting: list[float] = []
+        for replica in self._fleet.replicas[number]:
+            if replica.state is State.RESIDENT:
+                resident += 1
+            elif replica.state is State.ASLEEP:
+                asleep += 1
+            else:
+                starting.append(max(0.0, replica.ready_s - self._now))
+        supply = Supply(resident, asleep, tuple(starting))
+        starts = Starts(*self._mean_starts[number], self._fleet.free_shares(number))
         return View(spec.bounds, demand, supply, starts)
 
     def _carry_out(self, number: int, resident: int, replicas: int) -> None:
@@ -289,8 +310,19 @@ class Simulation:
             sample.resident.append(states.count(State.RESIDENT))
             sample.asleep.append(states.count(State.ASLEEP))
             sample.starting.append(states.count(State.STARTING) + states.count(State.WAKING))
+            lately = line.lately
+            sample.waits_s.append(tuple(map(lately.quantile, PARTS)) if lately.count else None)
+            line.waits.merge(lately)
+            line.lately = Waits()
         sample.nodes = [len(nodes) for nodes in self._fleet.nodes]
+        sample.node_s = [self._fleet.node_s(pool, self._now) for pool in range(len(sample.nodes))]
         self._samples.append(sample)
+
+
+def _mean_starts(spec: SimWorkload, image: Image) -> tuple[float, float, float]:
+    """What the policy takes a start for: from sleep, on a node that is there, with a new node."""
+    share_s = spec.stages.mean_share_s
+    return spec.stages.wake.mean_s, share_s, share_s + spec.stages.mean_node_s(image)
 
 
 def simulate(scene: Scene, scaler: Scaler) -> Outcome:

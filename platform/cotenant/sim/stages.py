@@ -85,6 +85,39 @@ class Stages:
 DEFAULTS = Stages()
 
 
+@dataclass(frozen=True)
+class Spot:
+    """How spot nodes come and go. Both figures are assumed: they differ by zone, machine type and week."""
+
+    losses_per_h: float = 0.05
+    """How often a node is taken away, for each hour that it runs."""
+    dry_s: float = 600.0
+    """So long no node is to be had after that."""
+
+
+SPOT = Spot()
+
+
+def spot_of(given: object, spot: Spot = SPOT) -> Spot:
+    """`spot` with some replaced: `{"losses_per_h": 0.2, "dry_s": 60}`.
+
+    Raises:
+        ValueError: it is no mapping of those two to numbers of 0 or more.
+    """
+    known = {field.name for field in fields(Spot)}
+    if (
+        not isinstance(given, Mapping)
+        or not given.keys() <= known
+        or not all(_number(one) and one >= 0 for one in given.values())
+    ):
+        raise ValueError(f"spot is {given!r}; give {' and '.join(sorted(known))}, each a number of 0 or more")
+    return replace(spot, **{name: float(one) for name, one in given.items()})
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def overridden(given: Mapping[str, Any], stages: Stages = DEFAULTS) -> Stages:
     """`stages` with some replaced: `{"pull": [60, 90, 150], "wake": 1.5}`.
 
@@ -97,7 +130,7 @@ def overridden(given: Mapping[str, Any], stages: Stages = DEFAULTS) -> Stages:
         if name not in known:
             raise ValueError(f"there is no stage {name!r}; stages are {', '.join(sorted(known))}")
         numbers = value if isinstance(value, list) else [value] * 3
-        good = len(numbers) == 3 and all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers)
+        good = len(numbers) == 3 and all(map(_number, numbers))
         if not good or not 0 <= numbers[0] <= numbers[1] <= numbers[2]:
             raise ValueError(f"stage {name} is {value!r}; give seconds, or [least, most often, most]")
         least, often, most = map(float, numbers)

@@ -33,6 +33,15 @@ class Waits:
         at = int(math.log(seconds / _SHORTEST_S) / _BIN)
         self._bins[at] = self._bins.get(at, 0) + 1
 
+    def merge(self, other: Waits) -> None:
+        """Count what the other has counted as well."""
+        self.count += other.count
+        self.total_s += other.total_s
+        self.longest_s = max(self.longest_s, other.longest_s)
+        self._none += other._none
+        for at, count in other._bins.items():
+            self._bins[at] = self._bins.get(at, 0) + count
+
     @property
     def mean_s(self) -> float:
         return self.total_s / self.count if self.count else 0.0

@@ -16,6 +16,8 @@ from cotenant.sim.model import Request
 
 #: The columns of Azure's LLM inference trace of 2023 (github.com/Azure/AzurePublicDataset, CC-BY 4.0).
 AZURE = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
+#: A deadline that is past already is one that is as near as can be.
+_LEAST_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ def read_trace(path: Path, workloads: Sequence[str], *, all_for: str | None, spe
     """The requests of a trace, in the order of their times, the first at 0.
 
     A CSV file with the columns `at_s`, `service_s` and, unless `all_for` names the workload, `workload`; the same as
-    JSON lines; or Azure's LLM trace.
+    JSON lines; or Azure's LLM trace. If they are there: `within_s` (the call may wait so long) or `deadline_s` (until
+    then, on the clock of `at_s`), and `units` (its cost as it can be told beforehand).
 
     Raises:
         TraceError: the file can't be read, or a line is not one.
@@ -91,7 +94,16 @@ def _request(row: Mapping[str, object], workloads: Sequence[str], all_for: str |
         raise ValueError("names no workload; give --workload for all of it")
     if name not in workloads:
         raise ValueError(f"there is no workload {name}; the platform has {', '.join(workloads)}")
-    return Request(at_s, workloads.index(str(name)), service_s)
+    if _has(row, "deadline_s"):
+        within_s = max(_LEAST_S, _number(row, "deadline_s") - at_s)
+    else:
+        within_s = _number(row, "within_s") if _has(row, "within_s") else 0.0
+    units = _number(row, "units") if _has(row, "units") else 1.0
+    return Request(at_s, workloads.index(str(name)), service_s, within_s, units)
+
+
+def _has(row: Mapping[str, object], column: str) -> bool:
+    return row.get(column) not in (None, "")
 
 
 def _number(row: Mapping[str, object], column: str) -> float:
@@ -114,6 +126,8 @@ class Load:
     service_s: float
     burst: float = 1.0
     """So many times the rate in the first tenth of every hour, and less in the rest of it; 1 is an even stream."""
+    within_s: float = 0.0
+    """Each may wait so long, if that is longer than the workload's target."""
 
     def requests(self, until_s: float, rng: random.Random) -> Iterator[Request]:
         high = self.per_s * self.burst
@@ -123,7 +137,7 @@ class Load:
         while most > 0 and (now := now + rng.expovariate(most)) < until_s:
             # Thinning (Lewis and Shedler, 1979): come at the highest rate, keep the part that the moment's rate is.
             if rng.random() * most <= (high if now % 3600 < 360 else rest):
-                yield Request(now, self.workload, rng.expovariate(1 / self.service_s))
+                yield Request(now, self.workload, rng.expovariate(1 / self.service_s), self.within_s)
 
 
 def random_requests(loads: Sequence[Load], until_s: float, seed: int) -> Callable[[], Iterator[Request]]:

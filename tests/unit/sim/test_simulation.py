@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cotenant.scaling.terms import Bounds, Target
 from cotenant.sim.model import Request, Scaler, Scene, SimPool, SimWorkload, View
 from cotenant.sim.run import Outcome, simulate
 from cotenant.sim.scalers import Cotenant, FixedPeak, HpaOnMetric, Keda, ServeDefault
-from cotenant.sim.stages import DEFAULTS, Image, Span, Stages, overridden
+from cotenant.sim.stages import DEFAULTS, Image, Span, Spot, Stages, overridden, spot_of
 from cotenant.sim.tally import Waits
 
 pytestmark = pytest.mark.unit
@@ -89,6 +89,74 @@ def test_what_a_lost_node_worked_on_is_done_elsewhere() -> None:
     assert outcome.undone == 0
 
 
+def test_while_spot_nodes_are_not_to_be_had_nodes_come_from_the_fallback_and_are_paid_as_its() -> None:
+    spot = SimPool("spot", usd_per_h=0.3, losses_per_h=2, dry_s=1200, fallback=1)
+    pools = (spot, SimPool("on-demand"))
+    requests = poisson(0.5, 6 * 3600, service_s=1)
+    alone, helped = (
+        simulate(Scene(some, (MOCKUPS,), requests, 6 * 3600.0), Cotenant())
+        for some in ((replace(spot, fallback=None),), pools)
+    )
+    assert alone.spent.nodes_lost and helped.spent.nodes_lost
+    assert all(seconds > 0 for seconds in helped.spent.node_s)
+    assert helped.waits[0].quantile(0.95) < alone.waits[0].quantile(0.95)
+    assert helped.cost_usd((0.3, 1.0)) == pytest.approx(
+        0.3 * helped.spent.node_s[0] / 3600 + helped.spent.node_s[1] / 3600
+    )
+
+
+def test_a_share_that_comes_free_is_taken_before_the_node_that_is_on_its_way() -> None:
+    whole = SimWorkload("other", Bounds(1, 0, 1, 5.0), 1.0, stages=EXACT)
+    mine = SimWorkload("mine", Bounds(1, 0, 1, 5.0), 1.0, stages=EXACT)
+
+    class Swap(Told):
+        def target(self, workload: int, view: View, now: float) -> Target:
+            return Target(int(now < 320) if workload == 0 else int(now >= 300))
+
+    pool = SimPool(min_nodes=1)
+    outcome = simulate(Scene((pool,), (whole, mine), [Request(300.0, 1, 1.0)], 301.0), Swap())
+    # 20 s until the other has gone, then its own 40 s; the node that was asked for would have taken 90 s and those.
+    assert outcome.waits[1].longest_s == pytest.approx(60, abs=1)
+    assert outcome.spent.nodes_made == 2
+
+
+def test_calls_that_may_wait_do_not_ask_for_nodes_until_they_must() -> None:
+    """A hundred calls that may wait two hours are done by one replica, where prompt ones get all eight."""
+
+    def played(within_s: float) -> Outcome:
+        calls = [Request(600.0 + n, 0, 30.0, within_s) for n in range(100)]
+        return simulate(scene(calls, replace(MOCKUPS, share=1.0), SimPool()), Cotenant())
+
+    prompt, patient = played(0.0), played(7200.0)
+    assert max(sample.nodes[0] for sample in prompt.samples) == 8
+    assert max(sample.nodes[0] for sample in patient.samples) == 1
+    assert (patient.dated[0].count, patient.overdue, patient.waits[0].count) == (100, [0], 0)
+
+
+def test_a_deadline_that_one_replica_would_miss_brings_more() -> None:
+    calls = [Request(600.0, 0, 30.0, 900.0)] * 200
+    outcome = simulate(scene(calls, replace(MOCKUPS, share=1.0), SimPool()), Cotenant())
+    assert 2 < max(sample.nodes[0] for sample in outcome.samples) <= 8
+    assert outcome.overdue[0] < 0.1 * 200
+
+
+def test_the_nth_start_takes_as_long_whatever_else_happens() -> None:
+    short, long = (simulate(scene(poisson(rate, 600)), Cotenant()) for rate in (0.02, 0.5))
+    waits = [outcome.waits[0].longest_s for outcome in (short, long)]
+    assert min(waits) > 60  # both wait for the first node
+    first = [next(s.at_s for s in one.samples if s.resident[0]) for one in (short, long)]
+    assert abs(first[0] - first[1]) <= 60
+
+
+def test_samples_tell_what_was_begun_between_them_and_what_was_paid_for() -> None:
+    calls = [Request(at_s, 0, 0.5) for at_s in (10.0, 20.0, 130.0)]
+    outcome = simulate(scene(calls, replace(MOCKUPS, bounds=replace(BOUNDS, min=1))), FixedPeak(1))
+    assert [one.waits_s[0] is not None for one in outcome.samples[:4]] == [False, True, False, True]
+    assert [one.node_s[0] for one in outcome.samples[:3]] == [0.0, 60.0, 120.0]
+    assert outcome.samples[-1].node_s == outcome.spent.node_s
+    assert outcome.waits[0].count == 3
+
+
 # --- what always holds --------------------------------------------------------------------------------------
 
 
@@ -100,6 +168,11 @@ def test_what_a_lost_node_worked_on_is_done_elsewhere() -> None:
     st.sampled_from([0.0, 20.0]),
 )
 @settings(max_examples=60, deadline=None)
+@example(  # what a lost node worked on goes to a slot that is free elsewhere, with nothing else to open one
+    [*[(0.0, 0, 0.0), (0.0, 1, 0.0)] * 2, *[(1.0, 0, 0.0)] * 3, (61.0, 0, 0.0), (118.73857937774247, 1, 100.0),
+     (121.0, 0, 0.0), (560.0, 1, 61.0), (560.0, 1, 100.0), (641.0, 1, 27.0), (1110.0, 1, 16.0), (0.0, 1, 0.0)],
+    Keda, False, 1, 20.0,
+)  # fmt: skip
 def test_every_call_is_done_once_and_no_gpu_holds_more_than_it_has(
     calls: list[tuple[float, int, float]], kind: type[Scaler], sleeps: bool, spare: int, losses: float
 ) -> None:
@@ -170,6 +243,20 @@ def test_keda_goes_to_zero_and_comes_back_when_the_metric_shows_it() -> None:
 # --- parts --------------------------------------------------------------------------------------------------
 
 
+@given(st.lists(st.floats(0, 1e4), max_size=50), st.lists(st.floats(0, 1e4), max_size=50))
+def test_waits_counted_apart_add_up(some: list[float], more: list[float]) -> None:
+    together, apart, rest = Waits(), Waits(), Waits()
+    for seconds in some:
+        together.add(seconds)
+        apart.add(seconds)
+    for seconds in more:
+        together.add(seconds)
+        rest.add(seconds)
+    apart.merge(rest)
+    assert apart.total_s == pytest.approx(together.total_s)
+    assert replace(apart, total_s=0.0) == replace(together, total_s=0.0)
+
+
 @given(st.lists(st.floats(0, 1e4), min_size=1, max_size=300), st.floats(0.01, 1))
 def test_quantiles_are_right_to_a_hundredth(seconds: list[float], part: float) -> None:
     waits = Waits()
@@ -211,3 +298,10 @@ def test_stages_can_be_given_and_are_drawn_from_their_ranges() -> None:
 def test_stages_that_make_no_sense_are_refused(given: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         overridden(given)
+
+
+def test_how_spot_nodes_come_and_go_can_be_given() -> None:
+    assert spot_of({"losses_per_h": 0.2}) == Spot(0.2, Spot().dry_s)
+    for wrong in ([1], {"losses": 1}, {"dry_s": -1}, {"dry_s": "long"}):
+        with pytest.raises(ValueError, match="give dry_s and losses_per_h, each a number of 0 or more"):
+            spot_of(wrong)

@@ -33,6 +33,15 @@ def test_csv_and_json_lines_say_the_same_and_begin_at_zero(tmp_path: Path) -> No
     assert read(tmp_path, rows) == wanted
 
 
+def test_deadlines_and_hints_are_read_where_they_are(tmp_path: Path) -> None:
+    columns = "at_s,service_s,workload,within_s,deadline_s,units\n"
+    text = columns + "100,1,writer,60,,2.5\n110,1,writer,,170,\n120,1,writer,,90,\n"
+    first, second, third = read(tmp_path, text)
+    assert first == Request(0.0, 0, 1.0, 60.0, 2.5)
+    assert second == Request(10.0, 0, 1.0, 60.0)
+    assert 0 < third.within_s < 0.01
+
+
 def test_azures_tokens_become_seconds(tmp_path: Path) -> None:
     text = (
         "TIMESTAMP,ContextTokens,GeneratedTokens\n"

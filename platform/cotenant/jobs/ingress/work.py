@@ -57,6 +57,7 @@ from cotenant.jobs.queue.lanes import CLERK, lane_of, topic_of, workload_of
 from cotenant.jobs.queue.source import MAX_ATTRIBUTE_BYTES, Delivery, Message, fitting
 from cotenant.jobs.store.records import Records
 from cotenant.jobs.store.results import Attempt, Marks, ResultStore
+from cotenant.jobs.store.runs import Ran, RunLog
 from cotenant.telemetry.logs import event
 
 #: The backend keeps the deadline; this much later we stop believing that it does.
@@ -168,6 +169,7 @@ class Steps:
         self._edges = edges
         self._store = edges.store
         self._records = Records(edges.store.objects)
+        self._runs = RunLog(edges.store.objects, clock)
         self._clock = clock
         self._has_room = has_room
         self._counts = counts
@@ -345,6 +347,11 @@ class Steps:
             seconds = self._clock.now() - began
             self.seconds[served.name, tenant] += seconds
             self.slots.give(served.name, tenant, seconds, answered=answered, units=work.units)
+            if answered:
+                came_s = wishes.queued_at_s or work.delivery.published_at_s
+                self._runs.ran(
+                    Ran(served.name, tenant, job.identity.batch, came_s, seconds, wishes.deadline_at_s, work.units)
+                )
 
     async def _reply(self, work: Work, served: Served, job: Job, body: bytes, files: Mapping[str, bytes]) -> Reply:
         call = Call(

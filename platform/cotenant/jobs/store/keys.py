@@ -24,6 +24,7 @@ platform's own; no segment of a stranger's name does.
     _queued/<workload>/<time>-<job id>            jobs submitted by themselves that have no result yet, oldest first
     _put-off/<time>-<hash>                        an errand that is to be taken up again then, the first one first
     _boards/<ingress>.json                        what an ingress is at, renewed as it changes
+    _runs/<time>-<ingress>                        which jobs an ingress ran in some seconds; a log, nothing hangs on it
     _lanes/<workload>                             that the workload has, or had, a topic of its own
 """
 
@@ -38,6 +39,7 @@ CANCELLED = "_cancelled"
 LANES = "_lanes"
 PUT_OFF = "_put-off"
 QUEUED = "_queued"
+RUNS = "_runs"
 
 
 def result_key(identity: Identity) -> str:
@@ -162,6 +164,11 @@ def queued_key(workload: str, queued_at_s: float, job_id: str) -> str:
 
 def queued_prefix(workload: str) -> str:
     return f"{QUEUED}/{segment(workload)}"
+
+
+def runs_key(at_s: float, ingress: str) -> str:
+    """Key of what an ingress wrote down of its runs at `at_s` (Unix time): keys sort by time."""
+    return f"{RUNS}/{round(at_s * 1000):015d}-{ingress}"
 
 
 def put_off_key(due_at_s: float, errand: bytes) -> str:
