@@ -31,14 +31,14 @@ class Replica(SharedReplica):
     """One pipeline, warm while it holds the lease on its GPU's memory."""
 
     async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]
-        super().__init__()
+        args = ImageArgs.model_validate(arguments)
+        super().__init__(args.terms)
         from cotenant.engines.image.engine import ImageEngine  # noqa: PLC0415 - heavy; the builder does without
 
-        args = ImageArgs.model_validate(arguments)
         self._engine = ImageEngine(args.spec, args.terms, load=False)
-        self._share = await Share.join(args.terms, self._engine, gpu=own_gpu())
+        self._share = await Share.join(args.terms, self._engine, gpu=own_gpu(), starts=self._starts, asked=self._asked)
 
-    async def call(self, call: Call) -> Reply:
+    async def answer(self, call: Call) -> Reply:
         async with self._share.slot(call):
             return await self._engine.call(call, lambda: self._share.lease(call))
 

@@ -28,6 +28,7 @@ from cotenant.engines.llm.config import Shape, Slice, engine_arguments, environm
 from cotenant.engines.llm.models import locate, materialise
 from cotenant.gpu.terms import Terms, Tier
 from cotenant.telemetry.logs import event
+from cotenant.telemetry.starts import OnStage, unheard
 from deployments.replica import DEPLOYMENT, SharedReplica
 from deployments.sharing import Share, gpu_of_bundle
 
@@ -62,12 +63,13 @@ class Replica(SharedReplica):
     """One vLLM engine and its HTTP application."""
 
     async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]
-        super().__init__()
         parsed = LlmArgs.model_validate(args)
+        super().__init__(parsed.terms)
         self._engine = VllmEngine(parsed)
-        self._share = await Share.join(parsed.terms, self._engine, gpu=await gpu_of_bundle(parsed.terms))
+        gpu = await gpu_of_bundle(parsed.terms)
+        self._share = await Share.join(parsed.terms, self._engine, gpu=gpu, starts=self._starts, asked=self._asked)
 
-    async def call(self, call: Call) -> Reply:
+    async def answer(self, call: Call) -> Reply:
         """The whole reply, vLLM's error replies included."""
         if call.method == "GET":  # metrics and the like: no work for the GPU, and no reason to wake it
             return await asgi.answer(self._engine.app, call)
@@ -76,7 +78,7 @@ class Replica(SharedReplica):
 
     async def stream(self, call: Call, target: Target) -> None:
         """Answer into the gateway's relay; returns when the last chunk is sent."""
-        async with self._share.lease(call):
+        async with self._share.answering(call), self._share.lease(call):
             await asgi.answer_into(self._engine.app, call, await self._relay.open(target))
 
     async def check_health(self) -> None:
@@ -93,12 +95,13 @@ class VllmEngine:
     """vLLM in its three tiers. Cold, there is no engine and no process of it."""
 
     def __init__(self, args: LlmArgs) -> None:
+        self.on_stage: OnStage = unheard
         self._terms = args.terms
         self._spec = args.spec
         self._server: Any = None
         self._app: asgi.App | None = None
         self._tier = Tier.COLD
-        self._facts: list[dict[str, int]] = []
+        self._facts: list[dict[str, Any]] = []
 
     @property
     def app(self) -> asgi.App:
@@ -154,9 +157,14 @@ class VllmEngine:
     async def _start(self) -> None:
         began = time.perf_counter()
         config = _configure(self._terms, self._spec)
+        self.on_stage("imports")
         from deployments.llm_engine import start  # noqa: PLC0415 - imports torch and vLLM, which read the environment
 
         self._server, self._app = await start(config, (self._spec.model, self._terms.workload))
+        (facts, *_) = await self._server.collective_rpc("cotenant_facts")
+        if facts["load_ended_at"]:
+            self.on_stage("weights", at=facts["load_began_at"])
+            self.on_stage("warm_up", at=facts["load_ended_at"])
         event(LOG, "llm_engine_ready", workload=self._terms.workload, seconds=round(time.perf_counter() - began, 1))
 
 

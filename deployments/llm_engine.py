@@ -18,6 +18,9 @@ from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 
 from cotenant.engines.llm.asgi import RANK, App
+from deployments.llm_worker import TIMED
+
+WORKERS = {vllms: f"deployments.llm_worker.{ours}" for vllms, ours in TIMED.items()}
 
 
 class Engine(VLLMEngine):  # type: ignore[misc]
@@ -33,6 +36,7 @@ class Engine(VLLMEngine):  # type: ignore[misc]
             # vLLM asks for a worker process so that it can bind its OpenMP threads; ours are not bound. One
             # process fewer imports torch, and none spins on the shared memory between the two.
             parallel.distributed_executor_backend = "uni"
+        parallel.worker_cls = WORKERS.get(parallel.worker_cls, parallel.worker_cls)
         parallel.worker_extension_cls = "deployments.llm_worker.WorkerExtension"
         scheduler = engine_config.scheduler_config
         name = "AsyncClassScheduler" if scheduler.async_scheduling else "ClassScheduler"

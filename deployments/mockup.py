@@ -31,14 +31,16 @@ class Replica(SharedReplica):
     """One renderer, warm while it holds the lease on its GPU's memory."""
 
     async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]
-        super().__init__()
+        parsed = Arguments.model_validate(arguments)
+        super().__init__(parsed.terms)
         from cotenant.engines.mockup.engine import MockupEngine  # noqa: PLC0415 - heavy; the builder does without
 
-        parsed = Arguments.model_validate(arguments)
         self._engine = MockupEngine(parsed.spec, load=False)
-        self._share = await Share.join(parsed.terms, self._engine, gpu=own_gpu())
+        self._share = await Share.join(
+            parsed.terms, self._engine, gpu=own_gpu(), starts=self._starts, asked=self._asked
+        )
 
-    async def call(self, call: Call) -> Reply:
+    async def answer(self, call: Call) -> Reply:
         async with self._share.slot(call):
             return await self._engine.call(call, lambda: self._share.lease(call))
 

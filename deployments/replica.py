@@ -6,15 +6,23 @@ holds the trip's place. Whatever ends the Serve call (the caller, its deadline, 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import psutil
+import ray
+from ray import serve
+
 from cotenant.calls import Call, Reply, Together
 from cotenant.calls.relay import RelaySender, Start, Target
 from cotenant.calls.wire import encode
+from cotenant.gpu.terms import Terms
 from cotenant.telemetry.logs import configure_logs, event
+from cotenant.telemetry.starts import Recorder
+from deployments.asked import find_out
 from deployments.routing import ROUTER
 from deployments.sharing import Share
 
@@ -56,9 +64,26 @@ class Answering:
 
 
 class SharedReplica(Answering):
-    """A replica with an engine that holds a share of a GPU."""
+    """A replica with an engine that holds a share of a GPU; a subclass says how it answers (`answer`)."""
 
     _share: Share
+
+    def __init__(self, terms: Terms) -> None:
+        super().__init__()
+        self._starts = Recorder(
+            terms.workload, serve.get_replica_context().replica_tag, ray.get_runtime_context().get_node_id()
+        )
+        self._starts.begin("cold", "process", at=psutil.Process().create_time())
+        self._starts.enter("imports")
+        self._asked = asyncio.get_running_loop().create_task(find_out())
+
+    async def answer(self, call: Call) -> Reply:
+        """The whole reply, the engine's errors included."""
+        raise NotImplementedError
+
+    async def call(self, call: Call) -> Reply:
+        async with self._share.answering(call):
+            return await self.answer(call)
 
     async def check_health(self) -> None:
         """Raises when the replica can't go on, so that Serve replaces it."""

@@ -56,6 +56,7 @@ from cotenant.engines.precedence import Standing, Threads, priority_of
 from cotenant.errors import CallError
 from cotenant.gpu.terms import Priority, Terms, Tier
 from cotenant.telemetry.logs import event
+from cotenant.telemetry.starts import OnStage, unheard
 
 LOG = logging.getLogger("cotenant.image")
 T = TypeVar("T")
@@ -103,6 +104,7 @@ class ImageEngine:
         self.spec = spec
         self.terms = terms
         self.progress: Progress | None = None
+        self.on_stage: OnStage = unheard
         self._fetcher = fetcher or Fetcher.from_environment()
         self._pipeline = Pipeline(spec, terms, home_folder or home())
         self._denoiser = Threads("image-denoise")
@@ -351,7 +353,7 @@ class ImageEngine:
     def _wake(self) -> None:
         began = time.perf_counter()
         before = self._pipeline.tier
-        self._pipeline.load()
+        self._pipeline.load(self.on_stage)
         seconds = round(time.perf_counter() - began, 3)
         event(LOG, "image_engine_ready", workload=self.terms.workload, was=before.value, seconds=seconds)
 

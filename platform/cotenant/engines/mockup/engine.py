@@ -43,6 +43,7 @@ from cotenant.engines.precedence import Standing, Threads, priority_of
 from cotenant.errors import CallError
 from cotenant.gpu.terms import Priority, Tier
 from cotenant.telemetry.logs import event
+from cotenant.telemetry.starts import OnStage, unheard
 
 URL = "/v1/mockups"
 TEMPLATES_URL = "/v1/mockups/templates"
@@ -64,6 +65,7 @@ class MockupEngine:
         give_back_freed()
         self.spec = spec
         self.tier = Tier.COLD
+        self.on_stage: OnStage = unheard
         self.variant = variant.choose(spec.variant)
         self._fetcher = fetcher or Fetcher.from_environment()
         self._renderer = Threads("mockup-render")
@@ -102,13 +104,16 @@ class MockupEngine:
         if self._scenes:
             return
         started = time.perf_counter()
+        self.on_stage("imports")
         mi = variant.load(self.variant)
+        self.on_stage("weights")
         scenes = {}
         samples = 16 if self._scalar else 128
         for name, shape in self._templates.items():
             scene = Scene(mi, shape, shadow_samples=samples, shadow_map=self._shadow_maps.get(name))
             scenes[name] = scene
             self._shadow_maps[name] = scene.shadow_map
+        self.on_stage("warm_up")
         ordinary = min(self.spec.max_samples, MockupRequest.model_fields["samples"].default)
         for scene in scenes.values():  # with all of them loaded, since what is compiled depends on that
             width, height = scene.slot_px(WARM_PX, WARM_PX)
