@@ -21,6 +21,7 @@ COMMANDS = {
     "up": "cotenant.cli.up:up",
     "down": "cotenant.cli.down:down",
     "top": "cotenant.cli.top:top",
+    "starts": "cotenant.cli.starts:starts",
     "submit": "cotenant.cli.submit:submit",
     "results": "cotenant.cli.results:results",
     "jobs": "cotenant.cli.jobs:jobs",
