@@ -19,6 +19,7 @@ from ray.serve.llm.deployment import LLMServer
 
 from cotenant.engines.llm.asgi import RANK, App
 from deployments.llm_worker import TIMED
+from deployments.spare import Spare
 
 WORKERS = {vllms: f"deployments.llm_worker.{ours}" for vllms, ours in TIMED.items()}
 
@@ -27,6 +28,7 @@ class Engine(VLLMEngine):  # type: ignore[misc]
     """Ray's vLLM engine, with this platform's choices made after vLLM has made its own."""
 
     names: Sequence[str] = ()
+    spare: Spare
 
     def _prepare_engine_config(self, callback_ctx: CallbackCtx) -> tuple[Any, Any, Any]:
         engine_args, frontend_args, engine_config = super()._prepare_engine_config(callback_ctx)
@@ -44,7 +46,8 @@ class Engine(VLLMEngine):  # type: ignore[misc]
         return engine_args, frontend_args, engine_config
 
     def _start_async_llm_engine(self, *args: Any) -> Any:
-        client = super()._start_async_llm_engine(*args)
+        with self.spare.standing_in_for("EngineCore"):
+            client = super()._start_async_llm_engine(*args)
         generate = client.generate
 
         def generate_by_rank(*args: Any, **kwargs: Any) -> Any:
@@ -93,12 +96,12 @@ class Server(LLMServer):  # type: ignore[misc]
         self.engine._engine_client.shutdown()
 
 
-async def start(config: dict[str, Any], names: Sequence[str]) -> tuple[Server, App]:
-    """Start the engine; returns Ray's server and vLLM's own HTTP application over it."""
+async def start(config: dict[str, Any], names: Sequence[str], spare: Spare) -> tuple[Server, App]:
+    """Start the engine, in `spare` if it still waits; returns Ray's server and vLLM's own HTTP application over it."""
     llm_config = LLMConfig(**config)
     if config["model_loading_config"]["model_source"].startswith("/"):
         llm_config.get_or_create_callback().ctx.run_init_node = False
-    server = Server.sync_init(llm_config, engine_cls=type("Engine", (Engine,), {"names": tuple(names)}))
+    server = Server.sync_init(llm_config, engine_cls=type("Engine", (Engine,), {"names": tuple(names), "spare": spare}))
     await server.start()
     try:
         return server, await server.engine.build_asgi_app()

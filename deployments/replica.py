@@ -22,9 +22,10 @@ from cotenant.calls.wire import encode
 from cotenant.gpu.terms import Terms
 from cotenant.telemetry.logs import configure_logs, event
 from cotenant.telemetry.starts import Recorder
+from deployments.agent import ensure_agent
 from deployments.asked import find_out
 from deployments.routing import ROUTER
-from deployments.sharing import Share
+from deployments.sharing import Share, SharedEngine
 
 LOG = logging.getLogger("cotenant.replica")
 
@@ -75,7 +76,15 @@ class SharedReplica(Answering):
         )
         self._starts.begin("cold", "process", at=psutil.Process().create_time())
         self._starts.enter("imports")
-        self._asked = asyncio.get_running_loop().create_task(find_out())
+        loop = asyncio.get_running_loop()
+        self._asked = loop.create_task(find_out())
+        # Beside the imports: the first on a node waits for the agent's process.
+        self._agent = loop.create_task(ensure_agent(ray.get_runtime_context().get_node_id(), terms))
+        self._terms = terms
+
+    async def _join(self, engine: SharedEngine, gpu: str | None) -> Share:
+        """Take this replica's place on its GPU. Raises as `Share.join` does."""
+        return await Share.join(self._terms, engine, gpu=gpu, starts=self._starts, asked=self._asked, agent=self._agent)
 
     async def answer(self, call: Call) -> Reply:
         """The whole reply, the engine's errors included."""

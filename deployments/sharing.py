@@ -88,11 +88,18 @@ class Share:
 
     @classmethod
     async def join(
-        cls, terms: Terms, engine: SharedEngine, *, gpu: str | None, starts: Recorder, asked: Awaitable[Asked]
+        cls,
+        terms: Terms,
+        engine: SharedEngine,
+        *,
+        gpu: str | None,
+        starts: Recorder,
+        asked: Awaitable[Asked],
+        agent: Awaitable[None],
     ) -> "Share":
         """Take a place on GPU `gpu` (None: the agent finds out) and load the engine, if its residency asks for that.
         `starts` has the start of this process under way; it goes on, and ends when the replica is ready. `asked` is
-        when it was asked for (to be had any number of times).
+        when it was asked for (to be had any number of times), `agent` is done when the node's agent runs.
 
         Raises:
             Exception: what the engine raised, or why there is no room on this GPU.
@@ -100,7 +107,7 @@ class Share:
         starts.enter("turn")
         _cap(terms)
         share = cls(terms, engine, gpu, starts, asked)
-        await ensure_agent(share._node_id, terms)
+        await agent
         share._link.start()
         share._watch = asyncio.create_task(share._look_after_agent())
         await share.tenancy.start()

@@ -33,7 +33,7 @@ from cotenant.calls import JSON_TYPE, Call, Reply, error_reply
 from cotenant.config import ImageSpec
 from cotenant.config.home import home
 from cotenant.engines.allocator import give_back_freed
-from cotenant.engines.image import edits, shapes
+from cotenant.engines.image import assembly, edits, shapes
 from cotenant.engines.image.batching import Shape, Task, together
 from cotenant.engines.image.pipeline import Cancelled, Made, OutOfMemory, Pipeline, Subject, Unsuitable
 from cotenant.engines.image.request import (
@@ -87,7 +87,8 @@ class _Ticket:
 class ImageEngine:
     """Answers OpenAI's image routes with one diffusers pipeline.
 
-    Made with `load` it comes up resident (seconds to minutes), otherwise cold. Raises EnvironmentFault for a pipeline
+    Made with `load` it comes up resident (seconds to minutes), otherwise cold, with its imports under way on the
+    pipeline's thread. Raises EnvironmentFault for a pipeline
     that can't be had, and OutOfMemory for one that does not fit its budget.
     """
 
@@ -115,6 +116,8 @@ class ImageEngine:
         self._closing = False
         if load:
             self._denoiser.fence(self._wake).result()
+        else:
+            self._denoiser.fence(assembly.imports)
 
     @property
     def tier(self) -> Tier:
