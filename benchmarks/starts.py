@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import io
 import json
 import os
@@ -72,6 +73,10 @@ def child(kind: str, starts: int, out: Path) -> None:
     from cotenant.gpu.plan import plan
     from cotenant.manifests.serve import serve_config
 
+    with contextlib.suppress(ImportError):
+        from cotenant.cli.machine.ray_node import preloading
+
+        os.environ.update(preloading(os.environ))
     file = out.with_suffix(".yaml")
     content = {
         "workloads": {kind: WORKLOADS[kind]},
