@@ -193,16 +193,17 @@ class VllmEngine:
     async def _start(self) -> None:
         began = time.perf_counter()
         self.prepare(early=True)
+        spare = self._spare
         assert self._module is not None
-        assert self._spare is not None
+        assert spare is not None
         config = await asyncio.to_thread(_configure, self._terms, self._spec, _bundle())
         self.on_stage("imports")
         module = await asyncio.wrap_future(self._module)
         try:
             names = (self._spec.model, self._terms.workload)
-            self._server, self._app = await module.start(config, names, self._spare)
+            self._server, self._app = await module.start(config, names, spare)
         finally:
-            self._spare.close()
+            spare.close()
             self._spare = None
         (facts, *_) = await self._server.collective_rpc("cotenant_facts")
         if facts["load_ended_at"]:
