@@ -28,7 +28,9 @@ from cotenant.gpu.probe.nvml import NvmlProbe
 from cotenant.gpu.probe.protocol import GpuProbe
 from cotenant.gpu.shares import usable_kib
 from cotenant.gpu.terms import Terms
+from cotenant.telemetry import traces
 from cotenant.telemetry.logs import configure_logs, event
+from cotenant.telemetry.starts import Span, Start
 from deployments import obituaries
 from deployments.draining import drain
 from deployments.published import Published
@@ -78,7 +80,8 @@ class GpuAgent:
         configure_logs()
         self._node_id = node_id
         self._virtual_gpu_kib = virtual_gpu_kib
-        self._gauges = Published(metrics.METRICS)
+        self._published = Published((*metrics.METRICS, metrics.START))
+        self._traces = traces.from_environment()
         self._used_at = time.monotonic()
         # At once, not when somebody first asks: after a restart nobody might.
         self._starting = asyncio.get_running_loop().create_task(self._start())
@@ -98,7 +101,12 @@ class GpuAgent:
 
     async def _start(self) -> Agent:
         agent = Agent(
-            self._probe(), ProcessTable(), node_id=self._node_id, on_stop=self._on_stop, on_sample=self._on_sample
+            self._probe(),
+            ProcessTable(),
+            node_id=self._node_id,
+            on_stop=self._on_stop,
+            on_sample=self._on_sample,
+            on_start=self._on_start,
         )
         for attempt in range(_LOCK_TRIES):
             try:
@@ -135,13 +143,26 @@ class GpuAgent:
         await asyncio.to_thread(obituaries.write, obituary)
 
     def _on_sample(self, snapshot: Snapshot) -> None:
-        self._gauges.publish(metrics.rows(snapshot))
+        self._published.publish(metrics.rows(snapshot))
         now = time.monotonic()
         if snapshot.unplaced or any(gpu.replicas for gpu in snapshot.gpus):
             self._used_at = now
         elif now - self._used_at > IDLE_S:
             event(LOG, "agent_ends", node=self._node_id, idle_s=IDLE_S)
             asyncio.get_running_loop().create_task(self._end())
+
+    def _on_start(self, start: Start, news: tuple[Span, ...]) -> None:
+        self._published.publish(metrics.start_rows(start, news))
+        if self._traces is not None:
+            self._traces.export(start, news)
+        event(
+            LOG,
+            "replica_started",
+            workload=start.workload,
+            kind=start.kind,
+            ready_s=round(start.ready_s, 3),
+            stages=", ".join(f"{stage} {seconds:.3f}" for stage, seconds in start.seconds().items()),
+        )
 
     async def _end(self) -> None:
         await (await self._starting).close()

@@ -4,7 +4,8 @@ Importing this module and building the application are light and touch no torch;
 there fails the build, before anything that runs is replaced.
 """
 
-from typing import Any
+import asyncio
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
@@ -15,7 +16,10 @@ from cotenant.config import ImageSpec
 from cotenant.engines.image.models import locate
 from cotenant.gpu.terms import Terms
 from deployments.replica import DEPLOYMENT, SharedReplica
-from deployments.sharing import Share, own_gpu
+from deployments.sharing import own_gpu
+
+if TYPE_CHECKING:
+    from cotenant.engines.image.engine import ImageEngine
 
 
 class ImageArgs(BaseModel):
@@ -31,16 +35,20 @@ class Replica(SharedReplica):
     """One pipeline, warm while it holds the lease on its GPU's memory."""
 
     async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]
-        super().__init__()
-        from cotenant.engines.image.engine import ImageEngine  # noqa: PLC0415 - heavy; the builder does without
-
         args = ImageArgs.model_validate(arguments)
-        self._engine = ImageEngine(args.spec, args.terms, load=False)
-        self._share = await Share.join(args.terms, self._engine, gpu=own_gpu())
+        super().__init__(args.terms)
+        self._engine = await asyncio.to_thread(_engine, args)
+        self._share = await self._join(self._engine, own_gpu())
 
-    async def call(self, call: Call) -> Reply:
+    async def answer(self, call: Call) -> Reply:
         async with self._share.slot(call):
             return await self._engine.call(call, lambda: self._share.lease(call))
+
+
+def _engine(args: ImageArgs) -> "ImageEngine":
+    from cotenant.engines.image.engine import ImageEngine  # noqa: PLC0415 - heavy; the builder does without
+
+    return ImageEngine(args.spec, args.terms, load=False)
 
 
 def build(args: ImageArgs) -> Application:

@@ -6,12 +6,16 @@ of a streamed reply go straight to the gateway's relay, while the Serve call sta
 slot, the place in the queue, the lease on the GPU's memory and the way to cancel.
 """
 
+import asyncio
+import importlib
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -21,17 +25,30 @@ from ray.util import get_current_placement_group
 
 from cotenant.calls import Call, Reply
 from cotenant.calls.relay import Target
-from cotenant.config.home import home
+from cotenant.config.home import home, keep_compiled
 from cotenant.config.model import LlmSpec
 from cotenant.engines.llm import asgi
 from cotenant.engines.llm.config import Shape, Slice, engine_arguments, environment, llm_config
 from cotenant.engines.llm.models import locate, materialise
 from cotenant.gpu.terms import Terms, Tier
 from cotenant.telemetry.logs import event
+from cotenant.telemetry.starts import OnStage, unheard
 from deployments.replica import DEPLOYMENT, SharedReplica
-from deployments.sharing import Share, gpu_of_bundle
+from deployments.sharing import gpu_of_bundle
+from deployments.spare import Spare
 
 LOG = logging.getLogger("cotenant.llm")
+
+#: What the engine's process imports, most of it by the first of these.
+_ENGINE_GPU = ("vllm.v1.engine.core", "vllm.v1.executor.ray_executor", "deployments.llm_scheduler")
+_ENGINE_CPU = (
+    "vllm.v1.engine.core",
+    "vllm.v1.executor.uniproc_executor",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.model_loader",
+    "deployments.llm_scheduler",
+    "deployments.llm_worker",
+)
 
 
 class LlmArgs(BaseModel):
@@ -62,12 +79,13 @@ class Replica(SharedReplica):
     """One vLLM engine and its HTTP application."""
 
     async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]
-        super().__init__()
         parsed = LlmArgs.model_validate(args)
+        super().__init__(parsed.terms)
         self._engine = VllmEngine(parsed)
-        self._share = await Share.join(parsed.terms, self._engine, gpu=await gpu_of_bundle(parsed.terms))
+        self._engine.prepare(early=parsed.terms.residency != "on-demand")
+        self._share = await self._join(self._engine, await gpu_of_bundle(parsed.terms))
 
-    async def call(self, call: Call) -> Reply:
+    async def answer(self, call: Call) -> Reply:
         """The whole reply, vLLM's error replies included."""
         if call.method == "GET":  # metrics and the like: no work for the GPU, and no reason to wake it
             return await asgi.answer(self._engine.app, call)
@@ -76,7 +94,7 @@ class Replica(SharedReplica):
 
     async def stream(self, call: Call, target: Target) -> None:
         """Answer into the gateway's relay; returns when the last chunk is sent."""
-        async with self._share.lease(call):
+        async with self._share.answering(call), self._share.lease(call):
             await asgi.answer_into(self._engine.app, call, await self._relay.open(target))
 
     async def check_health(self) -> None:
@@ -93,12 +111,16 @@ class VllmEngine:
     """vLLM in its three tiers. Cold, there is no engine and no process of it."""
 
     def __init__(self, args: LlmArgs) -> None:
+        self.on_stage: OnStage = unheard
         self._terms = args.terms
         self._spec = args.spec
         self._server: Any = None
+        self._spare: Spare | None = None
+        self._module: Future[Any] | None = None
+        """Ray's LLM server and vLLM, imported or about to be."""
         self._app: asgi.App | None = None
         self._tier = Tier.COLD
-        self._facts: list[dict[str, int]] = []
+        self._facts: list[dict[str, Any]] = []
 
     @property
     def app(self) -> asgi.App:
@@ -115,6 +137,20 @@ class VllmEngine:
     def memory_bytes(self) -> int | None:
         """What torch holds of the GPU; None on a CPU."""
         return None if self._terms.on_cpu else sum(facts["reserved_bytes"] for facts in self._facts)
+
+    def prepare(self, *, early: bool) -> None:
+        """Begin with what a start imports, here and in the engine's process to be, on other cores if there are any.
+
+        Before `early` there is no budget for a second process; its imports then begin with the load.
+        """
+        os.environ.update(environment(locate(self._spec.model), _slice(self._terms, _bundle()["CPU"])))
+        keep_compiled(os.environ)
+        if early and self._spare is None:
+            self._spare = Spare(_ENGINE_CPU if self._terms.on_cpu else _ENGINE_GPU)
+        if self._module is None:
+            # A thread, since imports would hold up everything else here for seconds.
+            self._module = Future()
+            Thread(target=_import, args=("deployments.llm_engine", self._module), daemon=True).start()
 
     async def wake(self) -> None:
         if self._tier is Tier.RESIDENT:
@@ -146,6 +182,9 @@ class VllmEngine:
 
     async def stop(self) -> None:
         """End the engine and its processes."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.close()
         server, self._server, self._app, self._facts = self._server, None, None, []
         self._tier = Tier.COLD
         if server is not None:
@@ -153,10 +192,23 @@ class VllmEngine:
 
     async def _start(self) -> None:
         began = time.perf_counter()
-        config = _configure(self._terms, self._spec)
-        from deployments.llm_engine import start  # noqa: PLC0415 - imports torch and vLLM, which read the environment
-
-        self._server, self._app = await start(config, (self._spec.model, self._terms.workload))
+        self.prepare(early=True)
+        spare = self._spare
+        assert self._module is not None
+        assert spare is not None
+        config = await asyncio.to_thread(_configure, self._terms, self._spec, _bundle())
+        self.on_stage("imports")
+        module = await asyncio.wrap_future(self._module)
+        try:
+            names = (self._spec.model, self._terms.workload)
+            self._server, self._app = await module.start(config, names, spare)
+        finally:
+            spare.close()
+            self._spare = None
+        (facts, *_) = await self._server.collective_rpc("cotenant_facts")
+        if facts["load_ended_at"]:
+            self.on_stage("weights", at=facts["load_began_at"])
+            self.on_stage("warm_up", at=facts["load_ended_at"])
         event(LOG, "llm_engine_ready", workload=self._terms.workload, seconds=round(time.perf_counter() - began, 1))
 
 
@@ -174,13 +226,24 @@ def _slice(terms: Terms, cpus: float) -> Slice:
     return Slice(terms.accelerator, terms.vram_gib, terms.gpu_share, cpus, terms.slots)
 
 
-def _configure(terms: Terms, spec: LlmSpec) -> dict[str, Any]:
-    """Put the model in place, set the environment, and say what Ray's LLMServer is to run."""
+def _bundle() -> dict[str, float]:
+    """What this actor's placement group holds."""
     group = get_current_placement_group()
-    bundle: dict[str, float] = group.bundle_specs[0] if group is not None else {"CPU": 1.0}
-    part = _slice(terms, bundle.get("CPU", 1.0))
+    bundle: dict[str, float] = group.bundle_specs[0] if group is not None else {}
+    return {"CPU": 1.0, **bundle}
+
+
+def _import(name: str, done: "Future[Any]") -> None:
+    try:
+        done.set_result(importlib.import_module(name))
+    except BaseException as error:
+        done.set_exception(error)
+
+
+def _configure(terms: Terms, spec: LlmSpec, bundle: dict[str, float]) -> dict[str, Any]:
+    """Put the model in place, and say what Ray's LLMServer is to run."""
+    part = _slice(terms, bundle["CPU"])
     model = locate(spec.model)
-    os.environ.update(environment(model, part))
     source = materialise(model, home())
     shape = Shape.of_folder(Path(source)) if Path(source).is_dir() else None
     streamer = find_spec("runai_model_streamer") is not None

@@ -18,12 +18,17 @@ from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 
 from cotenant.engines.llm.asgi import RANK, App
+from deployments.llm_worker import TIMED
+from deployments.spare import Spare
+
+WORKERS = {vllms: f"deployments.llm_worker.{ours}" for vllms, ours in TIMED.items()}
 
 
 class Engine(VLLMEngine):  # type: ignore[misc]
     """Ray's vLLM engine, with this platform's choices made after vLLM has made its own."""
 
     names: Sequence[str] = ()
+    spare: Spare
 
     def _prepare_engine_config(self, callback_ctx: CallbackCtx) -> tuple[Any, Any, Any]:
         engine_args, frontend_args, engine_config = super()._prepare_engine_config(callback_ctx)
@@ -33,6 +38,7 @@ class Engine(VLLMEngine):  # type: ignore[misc]
             # vLLM asks for a worker process so that it can bind its OpenMP threads; ours are not bound. One
             # process fewer imports torch, and none spins on the shared memory between the two.
             parallel.distributed_executor_backend = "uni"
+        parallel.worker_cls = WORKERS.get(parallel.worker_cls, parallel.worker_cls)
         parallel.worker_extension_cls = "deployments.llm_worker.WorkerExtension"
         scheduler = engine_config.scheduler_config
         name = "AsyncClassScheduler" if scheduler.async_scheduling else "ClassScheduler"
@@ -40,7 +46,8 @@ class Engine(VLLMEngine):  # type: ignore[misc]
         return engine_args, frontend_args, engine_config
 
     def _start_async_llm_engine(self, *args: Any) -> Any:
-        client = super()._start_async_llm_engine(*args)
+        with self.spare.standing_in_for("EngineCore"):
+            client = super()._start_async_llm_engine(*args)
         generate = client.generate
 
         def generate_by_rank(*args: Any, **kwargs: Any) -> Any:
@@ -89,12 +96,12 @@ class Server(LLMServer):  # type: ignore[misc]
         self.engine._engine_client.shutdown()
 
 
-async def start(config: dict[str, Any], names: Sequence[str]) -> tuple[Server, App]:
-    """Start the engine; returns Ray's server and vLLM's own HTTP application over it."""
+async def start(config: dict[str, Any], names: Sequence[str], spare: Spare) -> tuple[Server, App]:
+    """Start the engine, in `spare` if it still waits; returns Ray's server and vLLM's own HTTP application over it."""
     llm_config = LLMConfig(**config)
     if config["model_loading_config"]["model_source"].startswith("/"):
         llm_config.get_or_create_callback().ctx.run_init_node = False
-    server = Server.sync_init(llm_config, engine_cls=type("Engine", (Engine,), {"names": tuple(names)}))
+    server = Server.sync_init(llm_config, engine_cls=type("Engine", (Engine,), {"names": tuple(names), "spare": spare}))
     await server.start()
     try:
         return server, await server.engine.build_asgi_app()

@@ -13,11 +13,41 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import os
+import time
 from typing import Any
 
+#: vLLM's workers by the name that ours of them has in this module.
+TIMED = {
+    "vllm.v1.worker.cpu_worker.CPUWorker": "TimedCpuWorker",
+    "vllm.v1.worker.gpu_worker.Worker": "TimedGpuWorker",
+}
 _MADV_DONTNEED = 4
 _PAGE = 4096
+
+
+def __getattr__(name: str) -> Any:
+    """vLLM's worker, noting when it loads. Made where vLLM asks for it by name, since importing the worker costs."""
+    for whole, ours in TIMED.items():
+        if name == ours:
+            module, _, worker = whole.rpartition(".")
+            made = type(name, (_Timed, getattr(importlib.import_module(module), worker)), {"__module__": __name__})
+            globals()[name] = made
+            return made
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Timed:
+    cotenant_load_began_at = 0.0
+    cotenant_load_ended_at = 0.0
+
+    def load_model(self, *args: Any, **kwargs: Any) -> Any:
+        self.cotenant_load_began_at = time.time()
+        try:
+            return super().load_model(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.cotenant_load_ended_at = time.time()
 
 
 class WorkerExtension:
@@ -26,12 +56,18 @@ class WorkerExtension:
     model_runner: Any
     vllm_config: Any
 
-    def cotenant_facts(self) -> dict[str, int]:
-        """The worker's process id, and the bytes that torch's CUDA allocator holds there (0 on a CPU)."""
+    def cotenant_facts(self) -> dict[str, Any]:
+        """The worker's process id, the bytes that torch's CUDA allocator holds there (0 on a CPU), and when it began
+        and ended to load the model (Unix seconds; 0 where that was not noted)."""
         import torch  # noqa: PLC0415 - the worker has it loaded
 
         reserved = torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
-        return {"pid": os.getpid(), "reserved_bytes": max(0, int(reserved) - _unmapped_bytes())}
+        return {
+            "pid": os.getpid(),
+            "reserved_bytes": max(0, int(reserved) - _unmapped_bytes()),
+            "load_began_at": getattr(self, "cotenant_load_began_at", 0.0),
+            "load_ended_at": getattr(self, "cotenant_load_ended_at", 0.0),
+        }
 
     def cotenant_host_sleep(self) -> None:
         """Drop the model and give back the KV cache's pages. Only while nothing is scheduled."""

@@ -6,17 +6,26 @@ holds the trip's place. Whatever ends the Serve call (the caller, its deadline, 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import psutil
+import ray
+from ray import serve
+
 from cotenant.calls import Call, Reply, Together
 from cotenant.calls.relay import RelaySender, Start, Target
 from cotenant.calls.wire import encode
+from cotenant.gpu.terms import Terms
 from cotenant.telemetry.logs import configure_logs, event
+from cotenant.telemetry.starts import Recorder
+from deployments.agent import ensure_agent
+from deployments.asked import find_out
 from deployments.routing import ROUTER
-from deployments.sharing import Share
+from deployments.sharing import Share, SharedEngine
 
 LOG = logging.getLogger("cotenant.replica")
 
@@ -56,9 +65,34 @@ class Answering:
 
 
 class SharedReplica(Answering):
-    """A replica with an engine that holds a share of a GPU."""
+    """A replica with an engine that holds a share of a GPU; a subclass says how it answers (`answer`)."""
 
     _share: Share
+
+    def __init__(self, terms: Terms) -> None:
+        super().__init__()
+        self._starts = Recorder(
+            terms.workload, serve.get_replica_context().replica_tag, ray.get_runtime_context().get_node_id()
+        )
+        self._starts.begin("cold", "process", at=psutil.Process().create_time())
+        self._starts.enter("imports")
+        loop = asyncio.get_running_loop()
+        self._asked = loop.create_task(find_out())
+        # Beside the imports: the first on a node waits for the agent's process.
+        self._agent = loop.create_task(ensure_agent(ray.get_runtime_context().get_node_id(), terms))
+        self._terms = terms
+
+    async def _join(self, engine: SharedEngine, gpu: str | None) -> Share:
+        """Take this replica's place on its GPU. Raises as `Share.join` does."""
+        return await Share.join(self._terms, engine, gpu=gpu, starts=self._starts, asked=self._asked, agent=self._agent)
+
+    async def answer(self, call: Call) -> Reply:
+        """The whole reply, the engine's errors included."""
+        raise NotImplementedError
+
+    async def call(self, call: Call) -> Reply:
+        async with self._share.answering(call):
+            return await self.answer(call)
 
     async def check_health(self) -> None:
         """Raises when the replica can't go on, so that Serve replaces it."""

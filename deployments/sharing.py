@@ -7,8 +7,9 @@ again when it dies; should it be gone for good, the next replica that misses it 
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Protocol
 
 import ray
@@ -27,9 +28,11 @@ from cotenant.engines.admission import Admission
 from cotenant.engines.precedence import priority_of
 from cotenant.gpu.probe import count_gpus
 from cotenant.gpu.shares import budget_kib
-from cotenant.gpu.terms import Terms
+from cotenant.gpu.terms import Terms, Tier
 from cotenant.telemetry.logs import event
+from cotenant.telemetry.starts import OnStage, Recorder, Start, traced_back
 from deployments.agent import ensure_agent
+from deployments.asked import Asked
 
 LOG = logging.getLogger("cotenant.sharing")
 
@@ -40,15 +43,20 @@ _MISSED_S = 10.0
 class SharedEngine(Engine, Protocol):
     """An engine that can tell what it holds."""
 
+    on_stage: OnStage
+    """Told, while it loads from cold, what it is at: imports, weights, warm-up."""
+
     def memory_bytes(self) -> int | None:
         """What its own allocators hold of the GPU; None if it can't tell (the agent then measures processes)."""
         ...
 
 
 class Share:
-    """One replica's slots, lease, line and engine."""
+    """One replica's slots, lease, line, engine and starts."""
 
-    def __init__(self, terms: Terms, engine: SharedEngine, gpu: str | None) -> None:
+    def __init__(
+        self, terms: Terms, engine: SharedEngine, gpu: str | None, starts: Recorder, asked: Awaitable[Asked]
+    ) -> None:
         context = serve.get_replica_context()
         self._node_id = ray.get_runtime_context().get_node_id()
         self._terms = terms
@@ -69,24 +77,54 @@ class Share:
             on_recall=self._recalled,
             loop=asyncio.get_running_loop(),
         )
-        self.tenancy = Tenancy(terms, engine, self._link, turn=self._turn)
+        self._starts = starts
+        self._asked = asked
+        starts.tell = self._tell_start
+        self._told: asyncio.Task[None] | None = None
+        engine.on_stage = starts.enter
+        self.tenancy = Tenancy(terms, engine, self._link, turn=self._turn, starts=starts)
         self.admission = Admission(terms.slots)
         self._watch: asyncio.Task[None] | None = None
 
     @classmethod
-    async def join(cls, terms: Terms, engine: SharedEngine, *, gpu: str | None) -> "Share":
+    async def join(
+        cls,
+        terms: Terms,
+        engine: SharedEngine,
+        *,
+        gpu: str | None,
+        starts: Recorder,
+        asked: Awaitable[Asked],
+        agent: Awaitable[None],
+    ) -> "Share":
         """Take a place on GPU `gpu` (None: the agent finds out) and load the engine, if its residency asks for that.
+        `starts` has the start of this process under way; it goes on, and ends when the replica is ready. `asked` is
+        when it was asked for (to be had any number of times), `agent` is done when the node's agent runs.
 
         Raises:
             Exception: what the engine raised, or why there is no room on this GPU.
         """
+        starts.enter("turn")
         _cap(terms)
-        share = cls(terms, engine, gpu)
-        await ensure_agent(share._node_id, terms)
+        share = cls(terms, engine, gpu, starts, asked)
+        await agent
         share._link.start()
         share._watch = asyncio.create_task(share._look_after_agent())
         await share.tenancy.start()
+        if share.tenancy.tier is Tier.COLD:  # on demand: it can be asked, and holds nothing
+            starts.ready()
         return share
+
+    def answering(self, call: Call) -> AbstractAsyncContextManager[None]:
+        """To be entered around all that it takes to answer `call`: the first since a start is its first result."""
+        if (not self._starts.awaits_result and self.tenancy.tier is Tier.RESIDENT) or call.method == "GET":
+            return nullcontext()
+        return self._answered(time.time())
+
+    @asynccontextmanager
+    async def _answered(self, came_at: float) -> AsyncIterator[None]:
+        yield
+        self._starts.answered(came_at)
 
     @asynccontextmanager
     async def slot(self, call: Call) -> AsyncIterator[None]:
@@ -124,6 +162,16 @@ class Share:
             waiting=self.tenancy.waiting,
             pids=tuple(getattr(self._engine, "pids", ())),
         )
+
+    def _tell_start(self, start: Start) -> None:
+        before = self._told
+        self._told = asyncio.get_running_loop().create_task(self._tell_start_after(before, start))
+
+    async def _tell_start_after(self, before: asyncio.Task[None] | None, start: Start) -> None:
+        if before is not None:
+            await before
+        asked = await self._asked
+        self._link.started(traced_back(start, asked_at=asked.at, node_began_at=asked.node_began_at))
 
     def _recalled(self, wanted_by: str) -> None:
         event(LOG, "recalled", workload=self._terms.workload, wanted_by=wanted_by)

@@ -10,6 +10,7 @@ from itertools import repeat
 from cotenant.agent.tenancy import Tenancy
 from cotenant.config.model import Residency
 from cotenant.gpu.terms import Priority, Terms, Tier
+from cotenant.telemetry.starts import Recorder, Start
 
 BATCH, INTERACTIVE = Priority.BATCH, Priority.INTERACTIVE
 WAKE_S, SLEEP_S, IDLE_S = 2.0, 1.0, 30.0
@@ -144,6 +145,8 @@ class House:
     tenancy: Tenancy
     engine: WatchedEngine
     link: ScriptedLink
+    starts: list[Start]
+    """What was recorded."""
 
     async def call(self, seconds: float = 1.0, priority: Priority = INTERACTIVE) -> float:
         """Work for so long under a lease; returns when the work began."""
@@ -166,7 +169,10 @@ def house(
     """To be made in the loop that it lives in; its clock is that loop's."""
     engine, link = engine or WatchedEngine(), link or ScriptedLink()
     clock = asyncio.get_running_loop().time
-    return House(Tenancy(terms(residency, idle_s=idle_s), engine, link, clock=clock), engine, link)
+    told: list[Start] = []
+    starts = Recorder("painter", tell=told.append, clock=lambda: 1_000.0 + clock())
+    tenancy = Tenancy(terms(residency, idle_s=idle_s), engine, link, starts=starts, clock=clock)
+    return House(tenancy, engine, link, told)
 
 
 async def settle() -> None:

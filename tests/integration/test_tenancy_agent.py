@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from itertools import repeat
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from cotenant.config.model import Residency
 from cotenant.gpu.probe.fake import FakeProbe
 from cotenant.gpu.probe.host import ProcessTable
 from cotenant.gpu.terms import Priority, Terms, Tier
+from cotenant.telemetry.starts import Recorder, Span
 from tests.contracts.tenancy_house import WatchedEngine
 from tests.contracts.tenancy_house import terms as tenancy_terms
 from tests.unit.agent.light_engine import L4, NODE
@@ -45,7 +46,10 @@ class Replica:
             on_recall=lambda wanted_by: self.tenancy.recall(),
             loop=asyncio.get_running_loop(),
         )
-        self.tenancy = Tenancy(self.terms, self.engine, self.link, turn=lambda: StartTurn("gpu", workload))
+        self.starts = Recorder(workload, tell=self.link.started)
+        self.tenancy = Tenancy(
+            self.terms, self.engine, self.link, turn=lambda: StartTurn("gpu", workload), starts=self.starts
+        )
 
     async def call(self, seconds: float, priority: Priority, agent: Agent) -> None:
         async with self.tenancy.lease(priority):
@@ -102,3 +106,41 @@ async def test_every_call_is_served_or_left_and_no_lease_leaks(agent: Agent) -> 
         assert replica.tenancy.wakes.slept == replica.tenancy.wakes.woken + replica.tenancy.wakes.loaded
         await replica.tenancy.close()
         await asyncio.to_thread(replica.link.close)
+
+
+async def until(what: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if what():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError
+
+
+async def test_starts_reach_the_agent_and_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COTENANT_AGENT_DIR", str(tmp_path / "agents"))
+    news: list[Span] = []
+
+    def another() -> Agent:
+        return Agent(
+            FakeProbe([L4]), ProcessTable(), node_id=NODE, interval_s=0.05, on_start=lambda _, spans: news.extend(spans)
+        )
+
+    first, second = another(), another()
+    await first.start()
+    replica = Replica("w", "sleep")
+    replica.link.start()
+    await replica.tenancy.start()
+    replica.tenancy.recall()
+    await until(lambda: replica.tenancy.tier is Tier.ASLEEP)
+    await replica.call(0.01, Priority.INTERACTIVE, first)
+    replica.starts.answered(0.0)
+    await until(lambda: [span.stage for span in news] == ["turn", "weights", "turn", "wake", "first_result"])
+    told = first.snapshot().starts
+    assert [start.kind for start in told] == ["load", "wake"]
+    assert {(start.workload, start.replica, start.node) for start in told} == {("w", "w#1", NODE)}
+    await first.close()
+    await second.start()
+    await until(lambda: second.snapshot().starts == told)
+    await replica.tenancy.close()
+    await asyncio.to_thread(replica.link.close)
+    await second.close()

@@ -30,6 +30,7 @@ from cotenant.agent.protocol import (
     Report,
     Request,
     Slept,
+    Started,
     Welcome,
     Withdraw,
     decode_answer,
@@ -37,6 +38,7 @@ from cotenant.agent.protocol import (
 )
 from cotenant.errors import EnvironmentFault
 from cotenant.gpu.terms import Priority, Terms, Tier
+from cotenant.telemetry.starts import Kept, Start
 
 _LOG = logging.getLogger("cotenant.agent")
 #: Longest pause between two attempts to reach an agent; `server.SETTLE_S` is several of these.
@@ -127,6 +129,7 @@ class AgentLink:
         """Whether it was said, since the grant, if there is work."""
         self._refusal: str | None = None
         self._refused_since: float | None = None
+        self._starts = Kept(of_each=2)
         self._main: asyncio.Task[None] | None = None
 
     @property
@@ -191,6 +194,10 @@ class AgentLink:
     def slept(self) -> None:
         """The memory was given back; the floor is all that is held. No matter to who is always resident."""
         self._post(self._give_back)
+
+    def started(self, start: Start) -> None:
+        """Tell of a start of this replica; it is told again to an agent that comes anew."""
+        self._post(self._tell_start, start)
 
     def report(self) -> None:
         """Ask for the figures, and tell the agent, now instead of within a second."""
@@ -293,6 +300,8 @@ class AgentLink:
         self._welcomed.set()
         if first:
             self._tell_figures()
+            for start in self._starts.all():
+                self._say(Started(start=start))
             if self._work is not None:
                 self._say(Busy(priority=self._work))
             self._say_wish()
@@ -398,6 +407,11 @@ class AgentLink:
         if priority is not self._work or not self._spoke:
             self._work, self._spoke = priority, True
             self._say(Idle() if priority is None else Busy(priority=priority))
+
+    def _tell_start(self, start: Start) -> None:
+        self._starts.add(start)
+        if self._welcomed.is_set():
+            self._say(Started(start=start))
 
     async def _tell_figures_on(self) -> None:
         while True:

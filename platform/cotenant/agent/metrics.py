@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from cotenant.agent.snapshot import GpuView, ReplicaView, Snapshot
 from cotenant.telemetry.series import Metric, Row
+from cotenant.telemetry.starts import Span, Start
 
 _GPU = ("node", "gpu", "pool")
 _WORKLOAD = ("node", "gpu", "workload")
@@ -34,6 +35,25 @@ METRICS = (
     Metric("cotenant_gpu_wakes_total", "counter", "Leases granted.", _WORKLOAD),
     Metric("cotenant_gpu_sleeps_total", "counter", "Leases given back.", _WORKLOAD),
 )
+#: By whom, by stage and by kind of start; each start is observed once.
+START = Metric(
+    "cotenant_start_seconds",
+    "histogram",
+    "What a stage of a start took.",
+    ("workload", "stage", "kind"),
+    bounds=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320),
+)
+
+
+def start_rows(start: Start, news: Iterable[Span]) -> list[Row]:
+    """Of the stages of `start` that were not told before."""
+    seconds: dict[str, float] = {}
+    for span in news:
+        seconds[span.stage] = seconds.get(span.stage, 0.0) + span.seconds
+    return [
+        Row(START.name, {"workload": start.workload, "stage": stage, "kind": start.kind}, value)
+        for stage, value in seconds.items()
+    ]
 
 
 def rows(snapshot: Snapshot) -> list[Row]:

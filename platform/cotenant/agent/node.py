@@ -36,6 +36,7 @@ from cotenant.errors import CotenantError
 from cotenant.gpu.ledger import OVERCOMMITTED, Action, Grant, State
 from cotenant.gpu.probe import Gpu
 from cotenant.gpu.terms import Tier
+from cotenant.telemetry.starts import Kept, Span, Start
 
 EVENTS_KEPT = 200
 
@@ -92,6 +93,7 @@ class Node:
         self._wall = wall
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._counts: dict[tuple[str, str], Count] = {}
+        self._starts = Kept()
         self._outbox: list[tuple[str, Answer]] = []
         self._read_at: float | None = None
         self._fault = ""
@@ -176,6 +178,10 @@ class Node:
                 actions = self._slept(replica, place, now)
         self._act(place, actions)
 
+    def started(self, start: Start) -> tuple[Span, ...]:
+        """A replica told of a start. Returns the spans that were not known yet."""
+        return self._starts.add(start)
+
     def disconnected(self, replica_id: str) -> None:
         """Its connection broke. It keeps its lease until it says hello again, or `leave` is told of its end."""
         self.replicas[replica_id].connected = False
@@ -254,6 +260,7 @@ class Node:
             unplaced=tuple(replica.view(0) for replica in self.replicas.values() if replica.gpu is None),
             tallies=tuple(count.view(workload, gpu) for (workload, gpu), count in self._counts.items()),
             events=tuple(self._events),
+            starts=self._starts.all(),
         )
 
     def _may_kib(self, replica: Replica) -> int | None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from cotenant.agent.snapshot import Snapshot
 from cotenant.gpu.terms import Priority, Terms, Tier
+from cotenant.telemetry.starts import Start
 
 VERSION = 1
 #: Longest frame that an agent takes, and that it sends (a snapshot of a large node).
@@ -98,6 +99,13 @@ class Slept(_Message):
     type: Literal["slept"] = "slept"
 
 
+class Started(_Message):
+    """A start of this replica: when it is ready, again with its first result, and again to an agent that came anew."""
+
+    type: Literal["started"] = "started"
+    start: Start
+
+
 class SnapshotRequest(_Message):
     """Anybody may ask, without `hello`."""
 
@@ -148,7 +156,7 @@ class SnapshotAnswer(_Message):
 
 
 _T = TypeVar("_T")
-Request = Hello | Report | Ask | Withdraw | Busy | Idle | Slept | SnapshotRequest | Bye
+Request = Hello | Report | Ask | Withdraw | Busy | Idle | Slept | Started | SnapshotRequest | Bye
 Answer = Welcome | Granted | Recalled | Error | SnapshotAnswer
 
 _requests: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="type")])

@@ -37,6 +37,7 @@ from cotenant.agent.protocol import (
     Slept,
     SnapshotAnswer,
     SnapshotRequest,
+    Started,
     Withdraw,
     decode_request,
     encode,
@@ -46,6 +47,7 @@ from cotenant.agent.reading import Reading, read
 from cotenant.agent.snapshot import Snapshot
 from cotenant.errors import CotenantError, EnvironmentFault, NoRoom
 from cotenant.gpu.probe import GpuProbe, Processes
+from cotenant.telemetry.starts import Span, Start
 
 _LOG = logging.getLogger("cotenant.agent")
 #: Replicas of a dead agent have so long to say hello to the next before it lends anything. Their links try at least
@@ -54,7 +56,7 @@ SETTLE_S = 2.0
 #: A connection whose other end reads this little is cut.
 _MOST_UNSENT_BYTES = 8 * 1024 * 1024
 _PEER = struct.Struct("3i")
-_Heard = Hello | Report | Ask | Withdraw | Busy | Idle | Slept | SnapshotRequest
+_Heard = Hello | Report | Ask | Withdraw | Busy | Idle | Slept | Started | SnapshotRequest
 
 
 class Agent:
@@ -66,6 +68,7 @@ class Agent:
         node_id: names the node, and the socket.
         on_stop: told of a replica before it is stopped, for at most half a second.
         on_sample: told of the state after each look at the machine, in the agent's loop: must not block.
+        on_start: told of a start and of its spans that are news, in the agent's loop: must not block.
         interval_s: seconds from look to look.
         limits: when to warn and stop.
         clock: monotonic seconds.
@@ -80,6 +83,7 @@ class Agent:
         node_id: str,
         on_stop: Callable[[Obituary], Awaitable[None]] | None = None,
         on_sample: Callable[[Snapshot], None] | None = None,
+        on_start: Callable[[Start, tuple[Span, ...]], None] | None = None,
         interval_s: float = 1.0,
         limits: guard.Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -90,6 +94,7 @@ class Agent:
         self._processes = processes
         self._node_id = node_id
         self._on_sample = on_sample
+        self._on_start = on_start
         self._interval_s = interval_s
         self._limits = limits
         self._clock = clock
@@ -291,11 +296,21 @@ class Agent:
                     self._send(writer, Error(message="say hello first", about=message.type))
             elif isinstance(message, Report):
                 self._node.report(replica_id, message, now)
+            elif isinstance(message, Started):
+                self._started(replica_id, message.start)
             else:
                 self._node.said(replica_id, message, now)
         except CotenantError as error:
             self._send(writer, Error(message=str(error), about=message.type))
         return replica_id
+
+    def _started(self, replica_id: str, said: Start) -> None:
+        replica = self._node.replicas[replica_id]
+        # Under its own name only, whatever it says.
+        start = said.model_copy(update={"workload": replica.workload, "replica": replica_id, "node": self._node_id})
+        news = self._node.started(start)
+        if news and self._on_start is not None:
+            self._on_start(start, news)
 
     def _greet(self, hello: Hello, replica_id: str | None, pid: int, writer: asyncio.StreamWriter) -> str | None:
         said = hello.identity.replica

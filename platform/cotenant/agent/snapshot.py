@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cotenant.config.model import Kind, Residency
 from cotenant.gpu.terms import Tier
+from cotenant.telemetry.starts import Start
 
 EventKind = Literal[
     "started", "joined", "left", "granted", "recalled", "slept", "warned", "stopped", "unknown", "fault", "refused"
@@ -112,3 +113,5 @@ class Snapshot(_View):
     tallies: tuple[Tally, ...] = ()
     events: tuple[Event, ...] = ()
     """The latest, oldest first."""
+    starts: tuple[Start, ...] = ()
+    """The latest of each workload and kind, as they came."""

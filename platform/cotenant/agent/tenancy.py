@@ -27,6 +27,7 @@ from cotenant.agent.callers import Callers
 from cotenant.errors import CotenantError, WorkloadUnavailable
 from cotenant.gpu.terms import Priority, Terms, Tier
 from cotenant.telemetry.logs import event
+from cotenant.telemetry.starts import Recorder
 
 LOG = logging.getLogger("cotenant.tenancy")
 
@@ -99,15 +100,18 @@ class Tenancy:
         link: Link,
         *,
         turn: Turn = nullcontext,
+        starts: Recorder | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`turn` is entered around every load from cold: starts on one GPU go one at a time."""
+        """`turn` is entered around every load from cold: starts on one GPU go one at a time. `starts` is told of every
+        load and wake; into its stages weights, warm-up and the like the engine divides a load by itself."""
         self.terms = terms
         self.tier = Tier.COLD
         self.wakes = Wakes()
         self._engine = engine
         self._link = link
         self._turn = turn
+        self._starts = starts or Recorder(terms.workload)
         self._clock = clock
         self._pinned = terms.residency == "always"
         self._callers = Callers(self._tell)
@@ -264,20 +268,26 @@ class Tenancy:
     async def _rise(self) -> None:
         """Get the lease, wake the engine, let in everybody who waits. Comes back early if nobody waits any more."""
         self._recalled = False
-        if not await self._granted():
-            return
         cold = self.tier is Tier.COLD
+        self._starts.begin("load" if cold else "wake", "turn")
+        if not await self._granted():
+            self._starts.drop()
+            return
         try:
             async with self._turn() if cold else nullcontext():
                 if self._callers.wanted is None:
+                    self._starts.drop()
                     self._give_back()
                     return
+                self._starts.enter("weights" if cold else "wake")
                 began = self._clock()
                 await self._engine.wake()
                 took_s = self._clock() - began
         except Exception as error:
+            self._starts.drop()
             await self._failed(error)
             return
+        self._starts.ready()
         self._failures = 0
         self.tier = Tier.RESIDENT
         done = self.wakes

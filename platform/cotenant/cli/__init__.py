@@ -22,6 +22,7 @@ COMMANDS = {
     "down": "cotenant.cli.down:down",
     "top": "cotenant.cli.top:top",
     "scaling": "cotenant.cli.scaling:scaling",
+    "starts": "cotenant.cli.starts:starts",
     "submit": "cotenant.cli.submit:submit",
     "results": "cotenant.cli.results:results",
     "record": "cotenant.cli.record:record",

@@ -21,12 +21,8 @@ from cotenant.errors import EnvironmentFault
 @click.option("--interval", "interval_s", type=click.FloatRange(0.1), default=1.0, help="Seconds between looks.")
 def top(once: bool, as_json: bool, address: str | None, interval_s: float) -> None:
     """Show who holds the GPUs of this machine, live."""
-    if address is not None:
-        from cotenant.cli.machine.cluster import agents_of  # noqa: PLC0415 - imports Ray
-
-        once, found = True, agents_of(address)
-    else:
-        found = _require()
+    found = agents(address)
+    once = once or address is not None
     try:
         if not as_json:
             once = once or not _watched()
@@ -35,24 +31,28 @@ def top(once: bool, as_json: bool, address: str | None, interval_s: float) -> No
             if once:
                 show(found)
             else:
-                live(found, _require, interval_s)
+                live(found, agents, interval_s)
             return
         while True:
             click.echo(json.dumps({"agents": [agent.model_dump(mode="json") for agent in found]}))
             if once:
                 return
             time.sleep(interval_s)
-            found = _require()
+            found = agents()
     except KeyboardInterrupt:
         return
 
 
-def _require() -> list[Snapshot]:
-    """What the agents say.
+def agents(address: str | None = None) -> list[Snapshot]:
+    """What the agents of this machine say, or those of the Ray cluster at `address`.
 
     Raises:
         EnvironmentFault: there are none.
     """
+    if address is not None:
+        from cotenant.cli.machine.cluster import agents_of  # noqa: PLC0415 - imports Ray
+
+        return agents_of(address)
     found = snapshots()
     if not found:
         raise EnvironmentFault(

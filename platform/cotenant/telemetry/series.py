@@ -9,13 +9,15 @@ class Metric(NamedTuple):
     """A metric's name, what it counts, and its labels."""
 
     name: str
-    kind: Literal["gauge", "counter"]
+    kind: Literal["gauge", "counter", "histogram"]
     help: str
     labels: tuple[str, ...]
+    bounds: tuple[float, ...] = ()
+    """Upper bounds of a histogram's buckets."""
 
 
 class Row(NamedTuple):
-    """One value. A counter's is its whole count since its process started."""
+    """One value. A counter's is its whole count since its process started; a histogram's is one observation."""
 
     name: str
     labels: dict[str, str]

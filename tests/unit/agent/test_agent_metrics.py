@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from cotenant.agent.metrics import METRICS, rows
+from cotenant.agent.metrics import METRICS, START, rows, start_rows
 from cotenant.gpu.terms import Tier
 from tests.unit.agent.house import GIB, L4, House, report
 from tests.unit.agent.test_agent_node import INTERACTIVE
+from tests.unit.telemetry.test_start_records import COLD
 
 pytestmark = pytest.mark.unit
 
@@ -66,3 +67,10 @@ def test_what_is_not_known_has_no_row() -> None:
     names = {row.name for row in rows(house.node.snapshot()) if row.labels.get("workload", "writer") == "writer"}
     assert house.node.replicas[writer].held_kib is None
     assert not names & {"cotenant_gpu_memory_mib", "cotenant_gpu_used_mib", "cotenant_gpu_sm_utilisation"}
+
+
+def test_a_start_is_observed_by_stage_and_only_its_news() -> None:
+    found = start_rows(COLD, COLD.spans[3:])
+    assert [(row.labels["stage"], row.value) for row in found] == [("weights", 4), ("warm_up", 1)]
+    assert {row.labels["workload"] for row in found} == {"writer"}
+    assert all(tuple(row.labels) == START.labels and row.name == START.name for row in found)

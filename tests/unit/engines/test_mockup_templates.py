@@ -166,11 +166,11 @@ def test_the_fastest_variant_that_works_is_taken_and_the_others_failures_are_tol
     failures = {"cuda_ad_rgb": "no driver", "llvm_ad_rgb": "killed by signal 6"}
     monkeypatch.setattr(variant, "llvm_library", lambda: ("/lib/libLLVM-19.so", None))
     monkeypatch.setattr(variant, "_probe", lambda name, library: failures.get(name))
-    chosen = variant.choose("auto")
+    chosen = variant.probed("auto")
     assert (chosen.name, chosen.llvm) == ("scalar_rgb", None)
     assert "cuda: no driver; llvm: killed by signal 6" in chosen.reason
     failures["scalar_rgb"] = "no mitsuba"
     with pytest.raises(variant.EnvironmentFault, match="no mitsuba"):
-        variant.choose("auto")
+        variant.probed("auto")
     with pytest.raises(variant.EnvironmentFault, match=r"\(cuda\), none is: cuda: no driver;"):
-        variant.choose("cuda")
+        variant.probed("cuda")

@@ -33,6 +33,9 @@ OBJECT_STORE_BYTES = 512 * 2**20
 WORKER_PORTS = (0, 0)
 #: The largest message between Serve's processes: the largest request body and the largest reply, with room.
 GRPC_MESSAGE_BYTES = 2**30
+#: What Ray's worker processes import before they are asked for anything, so that a replica need not: Serve and what
+#: every replica has. `PRELOAD` is Ray's own setting; a module that is not there is passed over.
+PRELOAD, PRELOADED = "RAY_preload_python_modules", ("ray.serve._private.replica", "deployments.replica")
 START_TIMEOUT_S = 90.0
 #: Ray may take so long to stop by itself; it waits for detached actors, of which each node has one, the GPU agent.
 STOP_TIMEOUT_S = 4.0
@@ -123,7 +126,7 @@ def start(spec: NodeSpec, environment: Mapping[str, str], on_wait: Callable[[flo
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=_process_environment({**environment, **ray_environment(token)}),
+            env=_process_environment({**environment, **ray_environment(token), **preloading(os.environ)}),
         )
     node = RayNode(
         address=f"127.0.0.1:{gcs_port}",
@@ -154,6 +157,13 @@ def _process_environment(ours: Mapping[str, str]) -> dict[str, str]:
     # Every engine process imports the same thousands of modules; forbidden to keep bytecode, each would compile them.
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {**inherited, **ours}
+
+
+def preloading(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variable for Ray's worker processes. Modules that `environment` names there come too, `mitsuba` say: every
+    spare process then imports and holds them, whatever it will be for."""
+    more = [name for name in environment.get(PRELOAD, "").split(",") if name and name not in PRELOADED]
+    return {PRELOAD: ",".join([*PRELOADED, *more])}
 
 
 def ray_environment(token: Path) -> dict[str, str]:

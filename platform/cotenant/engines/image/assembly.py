@@ -25,18 +25,26 @@ TASKS: tuple[Task, ...] = ("text", "image", "inpaint")
 QUANTIZED = ("transformer", "transformer_2", "unet", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
-def read(folder: Path, spec: ImageSpec, dtype: str, light: Mapping[str, Any]) -> Any:
-    """The pipeline in `folder`, in host memory unless it is quantised; parts in `light` are taken over.
-
-    Raises:
-        EnvironmentFault: it can't be loaded.
-    """
+def imports() -> None:
+    """What reading a pipeline imports: seconds, the first time in a process."""
     import diffusers  # noqa: PLC0415 - heavy; imported once the pipeline is wanted
     import transformers  # noqa: PLC0415
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
+    _ = diffusers.DiffusionPipeline
+
+
+def read(folder: Path, spec: ImageSpec, dtype: str, light: Mapping[str, Any]) -> Any:
+    """The pipeline in `folder`, in host memory unless it is quantised; parts in `light` are taken over.
+
+    Raises:
+        EnvironmentFault: it can't be loaded.
+    """
+    import diffusers  # noqa: PLC0415 - heavy
+
+    imports()
     quantization = {} if spec.quantization == "none" else {"quantization_config": _quantization(folder, spec, dtype)}
     try:
         pipe = diffusers.DiffusionPipeline.from_pretrained(

@@ -33,7 +33,7 @@ from cotenant.calls import JSON_TYPE, Call, Reply, error_reply
 from cotenant.config import ImageSpec
 from cotenant.config.home import home
 from cotenant.engines.allocator import give_back_freed
-from cotenant.engines.image import edits, shapes
+from cotenant.engines.image import assembly, edits, shapes
 from cotenant.engines.image.batching import Shape, Task, together
 from cotenant.engines.image.pipeline import Cancelled, Made, OutOfMemory, Pipeline, Subject, Unsuitable
 from cotenant.engines.image.request import (
@@ -56,6 +56,7 @@ from cotenant.engines.precedence import Standing, Threads, priority_of
 from cotenant.errors import CallError
 from cotenant.gpu.terms import Priority, Terms, Tier
 from cotenant.telemetry.logs import event
+from cotenant.telemetry.starts import OnStage, unheard
 
 LOG = logging.getLogger("cotenant.image")
 T = TypeVar("T")
@@ -86,7 +87,8 @@ class _Ticket:
 class ImageEngine:
     """Answers OpenAI's image routes with one diffusers pipeline.
 
-    Made with `load` it comes up resident (seconds to minutes), otherwise cold. Raises EnvironmentFault for a pipeline
+    Made with `load` it comes up resident (seconds to minutes), otherwise cold, with its imports under way on the
+    pipeline's thread. Raises EnvironmentFault for a pipeline
     that can't be had, and OutOfMemory for one that does not fit its budget.
     """
 
@@ -103,6 +105,7 @@ class ImageEngine:
         self.spec = spec
         self.terms = terms
         self.progress: Progress | None = None
+        self.on_stage: OnStage = unheard
         self._fetcher = fetcher or Fetcher.from_environment()
         self._pipeline = Pipeline(spec, terms, home_folder or home())
         self._denoiser = Threads("image-denoise")
@@ -113,6 +116,8 @@ class ImageEngine:
         self._closing = False
         if load:
             self._denoiser.fence(self._wake).result()
+        else:
+            self._denoiser.fence(assembly.imports)
 
     @property
     def tier(self) -> Tier:
@@ -351,7 +356,7 @@ class ImageEngine:
     def _wake(self) -> None:
         began = time.perf_counter()
         before = self._pipeline.tier
-        self._pipeline.load()
+        self._pipeline.load(self.on_stage)
         seconds = round(time.perf_counter() - began, 3)
         event(LOG, "image_engine_ready", workload=self.terms.workload, was=before.value, seconds=seconds)
 

@@ -34,6 +34,7 @@ from cotenant.engines.pictures.encode import Bytes
 from cotenant.errors import EnvironmentFault
 from cotenant.gpu.terms import Terms, Tier
 from cotenant.telemetry.logs import event
+from cotenant.telemetry.starts import OnStage, unheard
 
 LOG = logging.getLogger("cotenant.image")
 T = TypeVar("T")
@@ -95,10 +96,13 @@ class Pipeline:
     def device(self) -> str:
         return "cpu" if self._terms.on_cpu else "cuda"
 
-    def load(self) -> None:
+    def load(self, on_stage: OnStage = unheard) -> None:
         """Be resident. Raises EnvironmentFault for a pipeline that can't be had, OutOfMemory for one too large."""
         if self.tier is Tier.RESIDENT:
             return
+        on_stage("imports")
+        assembly.imports()
+        on_stage("weights")
         try:
             self._guarded(self._read if self._pipe is None else self._return)
         except BaseException:

@@ -16,12 +16,14 @@ import base64
 import ctypes
 import functools
 import gc
+import hashlib
 import importlib
 import json
 import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,7 +32,7 @@ from cotenant.calls import JSON_TYPE, Call, Reply, error_reply
 from cotenant.config import MockupSpec
 from cotenant.engines.allocator import give_back_freed
 from cotenant.engines.lease import FREE, Lease
-from cotenant.engines.mockup import artwork, picture, template, variant
+from cotenant.engines.mockup import artwork, kept, picture, template, variant
 from cotenant.engines.mockup.request import MockupRequest, artwork_source, parse
 from cotenant.engines.mockup.scene import Cancelled, Scene, slot_px
 from cotenant.engines.mockup.template import Floats, Template
@@ -43,6 +45,7 @@ from cotenant.engines.precedence import Standing, Threads, priority_of
 from cotenant.errors import CallError
 from cotenant.gpu.terms import Priority, Tier
 from cotenant.telemetry.logs import event
+from cotenant.telemetry.starts import OnStage, unheard
 
 URL = "/v1/mockups"
 TEMPLATES_URL = "/v1/mockups/templates"
@@ -57,13 +60,15 @@ class MockupEngine:
     """Renders mockups of the templates of one workload.
 
     Making one probes the back end. Unless `load` is false it also loads every template and renders each once, so the
-    first customer doesn't wait for compilers: seconds. Raises TemplateError and EnvironmentFault.
+    first customer doesn't wait for compilers: seconds. With `load` false it only begins to import the renderer.
+    Raises TemplateError and EnvironmentFault.
     """
 
     def __init__(self, spec: MockupSpec, *, fetcher: Fetcher | None = None, load: bool = True) -> None:
         give_back_freed()
         self.spec = spec
         self.tier = Tier.COLD
+        self.on_stage: OnStage = unheard
         self.variant = variant.choose(spec.variant)
         self._fetcher = fetcher or Fetcher.from_environment()
         self._renderer = Threads("mockup-render")
@@ -77,6 +82,8 @@ class MockupEngine:
         self._shadow_maps: dict[str, Floats | None] = {}
         if load:
             self._renderer.fence(self._load).result()
+        else:
+            self._renderer.fence(functools.partial(variant.load, self.variant))
 
     async def wake(self) -> None:
         """Load every scene, with the shadows that were kept; returns when calls can be answered."""
@@ -102,13 +109,21 @@ class MockupEngine:
         if self._scenes:
             return
         started = time.perf_counter()
+        self.on_stage("imports")
         mi = variant.load(self.variant)
+        self.on_stage("weights")
         scenes = {}
         samples = 16 if self._scalar else 128
         for name, shape in self._templates.items():
-            scene = Scene(mi, shape, shadow_samples=samples, shadow_map=self._shadow_maps.get(name))
-            scenes[name] = scene
-            self._shadow_maps[name] = scene.shadow_map
+            shadow_key = self._shadow_key(name, samples) if shape.backdrop is not None else ""
+            shadow = self._shadow_maps.get(name)
+            if shadow is None and shadow_key:
+                shadow = kept.shadow(shadow_key)
+            scenes[name] = made = Scene(mi, shape, shadow_samples=samples, shadow_map=shadow)
+            self._shadow_maps[name] = made.shadow_map
+            if shadow is None and made.shadow_map is not None:
+                kept.keep_shadow(shadow_key, made.shadow_map)
+        self.on_stage("warm_up")
         ordinary = min(self.spec.max_samples, MockupRequest.model_fields["samples"].default)
         for scene in scenes.values():  # with all of them loaded, since what is compiled depends on that
             width, height = scene.slot_px(WARM_PX, WARM_PX)
@@ -123,6 +138,13 @@ class MockupEngine:
             variant_reason=self.variant.reason,
             seconds=round(time.perf_counter() - started, 2),
         )
+
+    def _shadow_key(self, name: str, samples: int) -> str:
+        """Of a template's shadow, by all that it is baked from; the code that bakes it is part of that."""
+        file = next(file for file in map(template.find, self.spec.templates) if file.stem == name)
+        code = [Path(__file__).with_name(f"{module}.py") for module in ("scene", "studio", "template")]
+        digests = [hashlib.sha256(each.read_bytes()).hexdigest() for each in (file, *code)]
+        return kept.key(self.variant.name, self.variant.llvm, samples, *digests)
 
     def _drop(self, tier: Tier) -> None:
         scenes, self._scenes, self.tier = self._scenes, {}, tier

@@ -2,11 +2,14 @@
 
 A wrong guess can't be caught: LLVM 15 and 16 abort the process that compiles with them, and a broken driver may
 too. So each candidate renders a small picture in a process of its own first, with the exact library this process
-will then use; Dr.Jit's own search for an LLVM is never relied on.
+will then use; Dr.Jit's own search for an LLVM is never relied on. What was found is kept (`kept`), since it costs a
+second of every start, until the library, the driver, the processor or Mitsuba is another one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib
 import os
 import re
@@ -17,11 +20,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+from cotenant.config.home import cache
+from cotenant.engines.mockup import kept
 from cotenant.errors import EnvironmentFault
 
 Choice = Literal["auto", "cuda", "llvm", "scalar"]
 VARIANTS = {"cuda": "cuda_ad_rgb", "llvm": "llvm_ad_rgb", "scalar": "scalar_rgb"}
 LIBRARY = "DRJIT_LIBLLVM_PATH"
+#: Where Dr.Jit keeps compiled kernels; by default in the home of the user, which a container forgets.
+KERNELS = "DRJIT_CACHE_DIR"
 OLDEST_LLVM, NEWEST_LLVM = 17, 24
 NO_LLVM = "/nonexistent/libLLVM.so"
 PROBE_TIMEOUT_S = 120.0
@@ -50,7 +57,21 @@ class Variant:
 
 
 def choose(choice: Choice = "auto") -> Variant:
-    """The fastest back end that a probe found working. Raises EnvironmentFault if none is, or not the one asked for."""
+    """The fastest back end that a probe found working, now or at an earlier start.
+
+    Raises:
+        EnvironmentFault: none works, or not the one asked for.
+    """
+    name = _key(choice)
+    with contextlib.suppress(TypeError):
+        return Variant(**(kept.variant(name) or {}))
+    chosen = probed(choice)
+    kept.keep_variant(name, dataclasses.asdict(chosen))
+    return chosen
+
+
+def probed(choice: Choice = "auto") -> Variant:
+    """As `choose`, by probes of now."""
     passed_over: list[str] = []
     for short, name in VARIANTS.items():
         if choice not in ("auto", short):
@@ -69,12 +90,36 @@ def choose(choice: Choice = "auto") -> Variant:
 
 
 def load(variant: Variant) -> ModuleType:
-    """Mitsuba with the variant set, in this process."""
+    """Mitsuba with the variant set, in this process. Raises ImportError if it is not to be had any more."""
     os.environ[LIBRARY] = variant.llvm or NO_LLVM
+    _keep_kernels()
     mi = importlib.import_module("mitsuba")
-    mi.set_variant(variant.name)
+    try:
+        mi.set_variant(variant.name)
+    except ImportError:
+        for short in ("auto", *VARIANTS):
+            kept.drop_variant(_key(short))
+        raise
     mi.set_log_level(mi.LogLevel.Error)
     return mi
+
+
+def _key(choice: str) -> str:
+    """Of what a choice depends on besides this machine: which LLVM there is, and which GPUs may be seen."""
+    library, _ = llvm_library()
+    told = os.environ.get(LIBRARY), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if library is None or not Path(library).is_file():
+        return kept.key(choice, library, *told)
+    facts = Path(library).resolve().stat()
+    return kept.key(choice, library, facts.st_size, facts.st_mtime_ns, *told)
+
+
+def _keep_kernels() -> None:
+    if KERNELS not in os.environ:
+        folder = cache("drjit")
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ[KERNELS] = str(folder)
 
 
 def llvm_library() -> tuple[str | None, str | None]:
@@ -103,6 +148,7 @@ def llvm_version(name: str) -> int | None:
 
 def _probe(variant: str, library: str | None) -> str | None:
     """Renders a small picture in a child process; None if it came out, otherwise what happened."""
+    _keep_kernels()
     environment = {**os.environ, LIBRARY: library or NO_LLVM}
     try:
         child = subprocess.run(
