@@ -81,4 +81,6 @@ def trace(runs: list[tuple[Ran, float | None]]) -> Iterator[bytes]:
             row["within_s"] = round(max(0.001, run.deadline_at_s - at_s), 3)
         if run.units is not None:
             row["units"] = round(run.units, 6)
+        if run.began_s is not None:
+            row["waited_s"] = round(max(0.0, run.began_s - at_s), 3)
         yield json.dumps(row).encode() + b"\n"

@@ -53,6 +53,9 @@ class SimWorkload:
     share: float = 1.0
     pool: int = 0
     stages: Stages = DEFAULTS
+    assumed_s: tuple[float, float, float] | None = None
+    """What the scaler takes for the time of a wake, of a start on a node that is there and of one with a node, until it
+    has seen some, as the running platform's does; None: it knows the stages' means."""
 
 
 @dataclass(frozen=True)

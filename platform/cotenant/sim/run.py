@@ -11,7 +11,7 @@ import heapq
 from dataclasses import dataclass, field
 from itertools import count
 
-from cotenant.scaling.learning import Rate, ServiceTimes
+from cotenant.scaling.learning import Rate, ServiceTimes, StartTime
 from cotenant.scaling.terms import Demand, Starts, Supply
 from cotenant.sim.backlog import Backlog, Call
 from cotenant.sim.fleet import Fleet, Node, Replica, Spent, State
@@ -22,6 +22,7 @@ from cotenant.sim.tally import Waits
 #: The empties are looked after this often.
 _HOUSEKEEPING_S = 5.0
 _RATE_WINDOW_S = 60.0
+_LEAST_START_S = 0.001
 _NEVER = float("inf")
 
 
@@ -74,7 +75,7 @@ class Simulation:
         self._scaler = scaler
         self._fleet = Fleet(scene.pools, scene.workloads, scene.seed)
         self._lines = [_Line(Backlog(spec.bounds.target_wait_s)) for spec in scene.workloads]
-        self._mean_starts = [_mean_starts(spec, scene.pools[spec.pool].image) for spec in scene.workloads]
+        self._starts = [_Starts.of(spec, scene.pools[spec.pool].image) for spec in scene.workloads]
         self._busy_s = [0.0] * len(scene.workloads)
         self._events: list[tuple[float, int, object]] = []
         self._order = count()
@@ -211,6 +212,8 @@ class Simulation:
         elif isinstance(event, Replica):
             # One that was moved to a node that was there sooner is ready sooner than was told at first.
             if event.state in (State.STARTING, State.WAKING) and event.ready_s <= self._now:
+                if event.state is State.STARTING:
+                    self._starts[event.workload].took(event, self._now)
                 event.state = State.RESIDENT
                 self._opened(event)
         elif isinstance(event, Node) and not event.gone:
@@ -268,7 +271,7 @@ class Simulation:
             else:
                 starting.append(max(0.0, replica.ready_s - self._now))
         supply = Supply(resident, asleep, tuple(starting))
-        starts = Starts(*self._mean_starts[number], self._fleet.free_shares(number))
+        starts = Starts(*self._starts[number].seconds, self._fleet.free_shares(number))
         return View(spec.bounds, demand, supply, starts)
 
     def _carry_out(self, number: int, resident: int, replicas: int) -> None:
@@ -319,10 +322,32 @@ class Simulation:
         self._samples.append(sample)
 
 
-def _mean_starts(spec: SimWorkload, image: Image) -> tuple[float, float, float]:
-    """What the policy takes a start for: from sleep, on a node that is there, with a new node."""
-    share_s = spec.stages.mean_share_s
-    return spec.stages.wake.mean_s, share_s, share_s + spec.stages.mean_node_s(image)
+@dataclass
+class _Starts:
+    """What the scaler takes a workload's starts for: their means, or what was assumed and then seen."""
+
+    wake: StartTime
+    share: StartTime
+    node: StartTime
+    learns: bool
+
+    @classmethod
+    def of(cls, spec: SimWorkload, image: Image) -> _Starts:
+        stages = spec.stages
+        share_s = stages.mean_share_s
+        means_s = stages.wake.mean_s, share_s, share_s + stages.mean_node_s(image)
+        wake, share, node = (StartTime(max(seconds, _LEAST_START_S)) for seconds in spec.assumed_s or means_s)
+        return cls(wake, share, node, learns=spec.assumed_s is not None)
+
+    @property
+    def seconds(self) -> tuple[float, float, float]:
+        return self.wake.seconds, self.share.seconds, self.node.seconds
+
+    def took(self, replica: Replica, now: float) -> None:
+        """The replica serves now."""
+        if self.learns:
+            with_node = replica.node.ready_s > replica.began_s
+            (self.node if with_node else self.share).took(now - replica.began_s)
 
 
 def simulate(scene: Scene, scaler: Scaler) -> Outcome:

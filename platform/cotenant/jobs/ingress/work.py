@@ -348,9 +348,17 @@ class Steps:
             self.seconds[served.name, tenant] += seconds
             self.slots.give(served.name, tenant, seconds, answered=answered, units=work.units)
             if answered:
-                came_s = wishes.queued_at_s or work.delivery.published_at_s
                 self._runs.ran(
-                    Ran(served.name, tenant, job.identity.batch, came_s, seconds, wishes.deadline_at_s, work.units)
+                    Ran(
+                        workload=served.name,
+                        tenant=tenant,
+                        batch=job.identity.batch,
+                        came_s=wishes.queued_at_s or work.delivery.published_at_s,
+                        began_s=self._clock.unix_s() - seconds,
+                        seconds=seconds,
+                        deadline_at_s=wishes.deadline_at_s,
+                        units=work.units,
+                    )
                 )
 
     async def _reply(self, work: Work, served: Served, job: Job, body: bytes, files: Mapping[str, bytes]) -> Reply:

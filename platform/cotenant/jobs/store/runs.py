@@ -28,8 +28,8 @@ _KEPT = 10_000
 class Ran:
     """One answered run of a job. Times are Unix time.
 
-    `came_s` is when its message was published, for a job by itself when it was submitted; `units` is its cost
-    (`calls.cost`).
+    `came_s` is when its message was published, for a job by itself when it was submitted, `began_s` when it had a slot;
+    `units` is its cost (`calls.cost`).
     """
 
     workload: str
@@ -39,6 +39,7 @@ class Ran:
     seconds: float
     deadline_at_s: float | None = None
     units: float | None = None
+    began_s: float | None = None
 
 
 class RunLog:
