@@ -4,12 +4,12 @@
     python benchmarks/validation.py [--minutes 10] [--seed 7] [--keep FOLDER]
 
 Brings the platform up with `cotenant up` (a renderer that is scaled from none to three replicas, a language model that
-is always there), publishes jobs of both kinds at random times for so many minutes, in bursts for the renderer, and looks
-once a second how many replicas there are. Then `cotenant record` makes a trace of what ran and `cotenant starts` tells
+is always there), publishes jobs of both kinds at random times for so many minutes, in bursts for the renderer, and
+looks once a second how many replicas there are. Then `cotenant record` makes a trace of what ran and `cotenant starts` tells
 how long starts took, and the simulator plays the trace with those times and the same policy.
 
-Compared are the 95th percentile of the wait, over the jobs of each workload, and the renderer's replica-seconds, from the
-start of each start to its end. Limit: 15 %, or a quarter of a second for waits that are as short.
+Compared are the 95th percentile of the wait, over the jobs of each workload, and the renderer's replica-seconds, from
+the start of each start to its end. Limit: 15 %, or a quarter of a second for waits that are as short.
 
 What the simulator is told is measured, what it gives is *simulated*. Jobs' times in a slot come from the record, so
 what engines cost each other on the same cores is in them.
@@ -222,9 +222,7 @@ def main() -> None:
             # Until all is done and the renderer has gone back to nothing.
             while results(folder) < len(jobs) or not watch.seen or watch.seen[-1][1]:
                 if time.monotonic() > end:
-                    print(
-                        f"after {SETTLE_S:.0f} s: {results(folder)} of {len(jobs)} results, {watch.seen[-1][1]} replicas"
-                    )
+                    print(f"not over after {SETTLE_S:.0f} s: {results(folder)} of {len(jobs)} results", flush=True)
                     break
                 time.sleep(1.0)
             time.sleep(8.0)  # the log of runs is written some seconds late
