@@ -151,7 +151,7 @@ class Side:
         environment |= {
             "HOME": str(self.home),
             "COTENANT_HOME": str(self.home / "cotenant"),
-            "COTENANT_AGENT_DIR": tempfile.mkdtemp(prefix="cot-", dir="/tmp"),
+            "COTENANT_AGENT_DIR": str(self.home / "agents"),
             "PYTHONPATH": f"{self.tree / 'platform'}:{self.tree}",
             "XDG_CACHE_HOME": str(self.home / "cache"),
         }

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cotenant.cli.machine import ray_node
 from cotenant.cli.machine.ray_node import NodeSpec
 from cotenant.cli.up import _last_words, absolute_paths, node_spec
 from cotenant.config import Platform, load_platform
@@ -96,3 +97,11 @@ def test_what_a_ray_lacks_is_told_with_what_it_has() -> None:
 )
 def test_a_failure_is_told_without_its_traceback(message: str, words: str) -> None:
     assert _last_words(message) == words
+
+
+def test_rays_spare_processes_import_what_replicas_need_and_what_the_user_adds() -> None:
+    ours = ",".join(ray_node.PRELOADED)
+    assert ray_node.preloading({}) == {ray_node.PRELOAD: ours}
+    assert ray_node.preloading({ray_node.PRELOAD: "mitsuba,deployments.replica"}) == {
+        ray_node.PRELOAD: f"{ours},mitsuba"
+    }
