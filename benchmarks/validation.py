@@ -5,8 +5,8 @@
 
 Brings the platform up with `cotenant up` (a renderer that is scaled from none to three replicas, a language model that
 is always there), publishes jobs of both kinds at random times for so many minutes, in bursts for the renderer, and
-looks once a second how many replicas there are. Then `cotenant record` makes a trace of what ran and `cotenant starts` tells
-how long starts took, and the simulator plays the trace with those times and the same policy.
+looks once a second how many replicas there are. Then `cotenant record` makes a trace of what ran, `cotenant starts`
+tells how long starts took, and the simulator plays the trace with those times and the same policy.
 
 Compared are the 95th percentile of the wait, over the jobs of each workload, and the renderer's replica-seconds, from
 the start of each start to its end. Limit: 15 %, or a quarter of a second for waits that are as short.
