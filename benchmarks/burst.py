@@ -140,7 +140,9 @@ def serve_config(jobs: Jobs, scenario: Scenario, scale: float, written: Path, na
     told = {"name": name, "pool_resource": _POOL, "num_gpus": 0.01, "cpus": 0.1, "slots": SLOTS,
             "min": scenario.warm, "max": MOST, "target_wait_s": 5.0 / scale,
             "wake_s": 0.1, "share_s": share_s, "node_s": max(share_s, scenario.start_s / scale)}  # fmt: skip
-    scaling = {"workloads": [] if scenario.by_metric else [told], "pools": []}
+    # Told for the metric loop too, which the policy then does not ask: so a call waits at the ingress until the loop has
+    # made a replica, and does not make Serve start one.
+    scaling = {"workloads": [told], "pools": []}
     policy = {"policy_function": "deployments.policy:Policy", "policy_kwargs": {"name": name}}
     if scenario.by_metric:
         policy = {"policy_function": "benchmarks.burst:Written", "policy_kwargs": {"file": str(written)}}
@@ -298,7 +300,9 @@ async def decisions(bench: Bench, node: ray_node.RayNode, count: int) -> dict[st
 def the_platform(host_port: str) -> Iterator[tuple[ray_node.RayNode, ServeApi]]:
     root = str(Path(__file__).resolve().parent.parent)
     environment = {"PYTHONPATH": f"{root}:{_python_path()}", "PUBSUB_EMULATOR_HOST": host_port}
-    spec = ray_node.NodeSpec(num_cpus=4, num_gpus=1, resources={_POOL: 1000})
+    # Ray's spare processes have imported what the replicas need, as those of `cotenant up` have.
+    os.environ[ray_node.PRELOAD] = "benchmarks.burst"
+    spec = ray_node.NodeSpec(num_cpus=6, num_gpus=1, resources={_POOL: 1000})
     node = ray_node.start(spec, environment, lambda _: None)
     try:
         with ServeApi(node.dashboard, node.token_file) as serve:
