@@ -140,7 +140,7 @@ def serve_config(jobs: Jobs, scenario: Scenario, scale: float, written: Path, na
     told = {"name": name, "pool_resource": _POOL, "num_gpus": 0.01, "cpus": 0.1, "slots": SLOTS,
             "min": scenario.warm, "max": MOST, "target_wait_s": 5.0 / scale,
             "wake_s": 0.1, "share_s": share_s, "node_s": max(share_s, scenario.start_s / scale)}  # fmt: skip
-    # Told for the metric loop too, which the policy then does not ask: so a call waits at the ingress until the loop has
+    # Told for the metric loop too, whose policy does not ask for it: so a call waits at the ingress until the loop has
     # made a replica, and does not make Serve start one.
     scaling = {"workloads": [told], "pools": []}
     policy = {"policy_function": "deployments.policy:Policy", "policy_kwargs": {"name": name}}
