@@ -114,7 +114,8 @@ class ServeBackend:
     ) -> DeploymentHandle:
         try:
             handle = await self._handles.get(workload, method, calls, large_reply=large_reply)
-            if self._gate is not None:
+            # What only looks is counted by nobody, so only Serve would wake a workload for it.
+            if self._gate is not None and any(call.method != "GET" for call in calls):
                 await self._gate.passed(workload, lambda: self._handles.has_replica(workload), len(calls))
             return handle
         except CallError:

@@ -100,7 +100,7 @@ class DemandTeller:
                 await asyncio.sleep(_LOOK_EVERY_S)
             except Exception as error:
                 # There is none where nothing scales, and none for a moment when its node is lost.
-                if scaler is not None and not failing:
+                if (scaler is not None or _is_needed(self._terms)) and not failing:
                     event(LOG, "demand_not_told", level=logging.WARNING, error=error, door=self._door)
                 scaler, failing = None, True
                 await asyncio.sleep(_RETRY_S)

@@ -41,11 +41,11 @@ class Gate:
         try:
             opening = self._opening.get(workload)
             if opening is None or opening.done():
-                opening = self._opening[workload] = asyncio.create_task(self._open(serving))
+                opening = self._opening[workload] = asyncio.create_task(self._open(workload, serving))
             await asyncio.shield(opening)
         finally:
             self._waiting[workload] -= calls
 
-    async def _open(self, serving: Callable[[], bool]) -> None:
-        while not serving() and self._heard():  # noqa: ASYNC110 - Serve's router tells nobody when it hears of one
+    async def _open(self, workload: str, serving: Callable[[], bool]) -> None:
+        while self._waiting[workload] and not serving() and self._heard():  # noqa: ASYNC110 - Serve's router tells nobody when it hears of one
             await asyncio.sleep(_LOOK_EVERY_S)

@@ -120,6 +120,11 @@ class Headroom:
         self._asked, self._asked_at = ask, now
 
 
+def let_go() -> None:
+    """Ask for no nodes any more."""
+    request_resources(bundles=[])
+
+
 def _cluster() -> tuple[list[NodeView], list[Resources]]:
     """All nodes that are alive, and what waits for a place. One call to the head, which knows both."""
     state = get_cluster_resource_state(internal_kv_get_gcs_client())

@@ -132,9 +132,9 @@ class Ingress:
     async def __del__(self) -> None:
         if self._pump is not None:
             self._publishing.cancel()
+            await self._pump.drain(self._args.jobs.drain_s)
             if self._teller is not None:
                 self._teller.stop()
-            await self._pump.drain(self._args.jobs.drain_s)
         await self._backend.close()
 
     def _heard(self) -> bool:

@@ -51,20 +51,26 @@ class ScalerLink:
     def _run(self) -> None:
         scaler: Any = None
         told: Any = None
-        version, failures = -1, 0
+        born, version, failures = "", -1, 0
         while True:
             try:
+                self._forget()
+                if not self._asked_at:  # Serve has nothing that scales
+                    time.sleep(_RETRY_S)
+                    continue
                 if scaler is None:
                     from deployments.scaler import ensure_scaler  # noqa: PLC0415 - Serve is not up when this is made
 
                     scaler, told = ensure_scaler(), None
-                self._forget()
                 has = dict(self._has)
                 if has != told:
-                    version, self._targets = ray.get(scaler.serve_has.remote(has), timeout=_ANSWER_S)
+                    news = ray.get(scaler.serve_has.remote(has), timeout=_ANSWER_S)
                     told = has
                 else:
-                    version, self._targets = ray.get(scaler.news.remote(version, _NEWS_S), timeout=_ANSWER_S)
+                    news = ray.get(scaler.news.remote(version, _NEWS_S), timeout=_ANSWER_S)
+                if news[0] != born and told is not has:
+                    told = None  # another one, that was told nothing yet
+                born, version, self._targets = news
                 self._heard_at, failures = time.monotonic(), 0
             except Exception as error:
                 scaler, failures = None, failures + 1
@@ -74,7 +80,7 @@ class ScalerLink:
 
     def _forget(self) -> None:
         gone_at = time.monotonic() - _GONE_S
-        for name in [name for name, at in self._asked_at.items() if at < gone_at]:
+        for name in [name for name, at in list(self._asked_at.items()) if at < gone_at]:
             self._asked_at.pop(name, None)
             self._has.pop(name, None)
 

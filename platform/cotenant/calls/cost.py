@@ -17,30 +17,36 @@ _SIDE_PX, _SAMPLES, _STEPS, _TOKENS = 512, 32, 20, 256
 _PROMPT_TOKEN = 0.02
 #: Characters of a token, as English text has them.
 _TOKEN_CHARS = 4
-_MOST = 1e9
+#: More than this is nonsense, which engines refuse.
+_MOST_SIDE_PX, _MOST_SAMPLES, _MOST_STEPS, _MOST_ANSWERS, _MOST_TOKENS = 16_384, 65_536, 500, 10, 1_000_000
 
 
 def units_of(kind: Kind, body: Mapping[str, Any]) -> float:
     """The cost of a request with that body: mega-pixel samples of a mockup, mega-pixel steps of an image, tokens of
     an answer (those of the prompt count as little as they take)."""
     if kind == "llm":
-        most = _number(body.get("max_completion_tokens", body.get("max_tokens")), _TOKENS)
-        return most * _number(body.get("n"), 1) + _PROMPT_TOKEN * _prompt_chars(body) / _TOKEN_CHARS
+        most = body.get("max_completion_tokens") or body.get("max_tokens")
+        answers = _number(body.get("n"), 1, _MOST_ANSWERS)
+        return _number(most, _TOKENS, _MOST_TOKENS) * answers + _PROMPT_TOKEN * _prompt_chars(body) / _TOKEN_CHARS
     if kind == "image":
-        return _pixels(body) / 1e6 * _number(body.get("steps"), _STEPS) * _number(body.get("n"), 1)
-    return _pixels(body) / 1e6 * _number(body.get("samples"), _SAMPLES)
+        return (
+            _pixels(body)
+            / 1e6
+            * _number(body.get("steps"), _STEPS, _MOST_STEPS)
+            * _number(body.get("n"), 1, _MOST_ANSWERS)
+        )
+    return _pixels(body) / 1e6 * _number(body.get("samples"), _SAMPLES, _MOST_SAMPLES)
 
 
 def _pixels(body: Mapping[str, Any]) -> float:
     size = body.get("size")
+    width, height = body.get("width"), body.get("height")
     if isinstance(size, str):
         width, _, height = size.lower().partition("x")
-        if width.isdecimal() and height.isdecimal() and len(size) <= 16:
-            return max(1.0, float(width) * float(height))
-        return float(_SIDE_PX**2)
-    if size is not None:
-        return _number(size, _SIDE_PX) ** 2
-    return _number(body.get("width"), _SIDE_PX) * _number(body.get("height"), _SIDE_PX)
+        height = height or width
+    elif size is not None:
+        width = height = size
+    return _number(width, _SIDE_PX, _MOST_SIDE_PX) * _number(height, _SIDE_PX, _MOST_SIDE_PX)
 
 
 def _prompt_chars(body: Mapping[str, Any]) -> int:
@@ -54,8 +60,8 @@ def _prompt_chars(body: Mapping[str, Any]) -> int:
     return sum(len(text) for text in texts if isinstance(text, str))
 
 
-def _number(value: Any, otherwise: float) -> float:
+def _number(value: Any, otherwise: float, most: float) -> float:
     if isinstance(value, str) and value.isdecimal() and len(value) <= 9:  # a form's field
         value = int(value)
-    good = isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= _MOST
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= most
     return float(value) if good else float(otherwise)

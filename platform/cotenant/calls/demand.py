@@ -16,6 +16,8 @@ class Line:
     """How long the one that waits longest has waited."""
     left_s: float | None = None
     """Seconds until the nearest of their deadlines, where they have one; below zero where it has passed."""
+    exact: bool = False
+    """Whether these are all that there are, and not what the door happens to hold."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,12 @@ class Asked:
     sent: int = 0
     """Calls that were sent to the replicas and have not ended; some may wait there for a slot."""
     ages_s: tuple[float, ...] = ()
-    """How long ago those were sent that were sent last, the youngest first."""
+    """How long ago those came that came last, the youngest first."""
     lines: tuple[Line, ...] = ()
     more: bool = False
-    """Whether more waits behind what the door sees."""
+    """Whether more may wait behind what the door sees: its last pull came back full."""
+    full_pulls: int = 0
+    """Pulls that came back full since the door opened."""
     arrived: int = 0
     """Calls that have come since the door opened."""
     ended: tuple[tuple[float, float], ...] = ()

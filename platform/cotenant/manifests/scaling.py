@@ -12,10 +12,10 @@ from cotenant.config import Platform
 from cotenant.config.model import Kind
 from cotenant.gpu.plan import Plan
 from cotenant.manifests.nodes import headroom_terms
-from cotenant.manifests.pools import pool_resource
+from cotenant.manifests.pools import pool_resource, spread_resource
 
 #: Seconds that it takes until a replica serves: from sleep, on a node that is there, with a node that has to be made.
-#: Assumed, as `cotenant simulate` does (`sim.stages`); the scaler learns what they are.
+#: Assumed, as `cotenant simulate` does with streamed images (`sim.stages`); the scaler learns what they are.
 ASSUMED_STARTS_S: Mapping[Kind, tuple[float, float, float]] = {
     "llm": (3.0, 70.0, 200.0),
     "image": (3.0, 70.0, 200.0),
@@ -41,6 +41,7 @@ def _workload_terms(platform: Platform, plan: Plan, name: str) -> dict[str, Any]
     return {
         "name": name,
         "pool_resource": pool_resource(booking.pool),
+        "spread_resource": spread_resource(name) if workload.replicas.per_node is not None else None,
         "num_gpus": booking.num_gpus,
         "cpus": workload.cpus,
         "slots": workload.slots,

@@ -14,7 +14,7 @@ from cotenant.scaling.coming import Coming
 from cotenant.scaling.depth import Depth
 from cotenant.scaling.learning import Rate, ServiceTimes, StartTime
 from cotenant.scaling.policy import AIMS, Aims, decide
-from cotenant.scaling.terms import Bounds, Demand, Memory, Queue, Situation, Supply, Target
+from cotenant.scaling.terms import OF_THE_TIME_LEFT, Bounds, Demand, Memory, Queue, Situation, Supply, Target
 
 #: A door that has said nothing for so long is gone. Doors tell at least once a second.
 DOOR_GONE_S = 10.0
@@ -22,8 +22,6 @@ DOOR_GONE_S = 10.0
 WORKLOAD_GONE_S = 60.0
 #: A call that nothing is known of is taken to need so much work.
 _UNKNOWN_S = 1.0
-#: What has a deadline should be begun within this part of the time that is left: the estimates may be wrong.
-_OF_THE_TIME_LEFT = 0.5
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,9 @@ class _Workload:
     rate: Rate = field(default_factory=Rate)
     memory: Memory = field(default_factory=Memory)
     running: int = 0
-    target: int = 0
     spoken_of_s: float = 0.0
+    heard_of: bool = False
+    """Whether Serve has told how many replicas there are."""
 
 
 class Autoscaler:
@@ -83,13 +82,14 @@ class Autoscaler:
     def scale(self, name: str, scaled: Scaled, now: float) -> None:
         """Decide for this workload from now on; one that is known keeps what was learned of it."""
         known = self._workloads.get(name)
-        if known is not None and known.scaled == scaled:
-            known.spoken_of_s = now
+        if known is None:
+            self._workloads[name] = _Workload(scaled, _coming(scaled), spoken_of_s=now)
             return
-        coming = Coming(StartTime(scaled.wake_s), StartTime(scaled.share_s), StartTime(scaled.node_s))
-        self._workloads[name] = _Workload(scaled, coming, spoken_of_s=now)
-        if known is not None:
-            self._workloads[name].times = known.times
+        if _starts(known.scaled) != _starts(scaled):
+            known.coming = _coming(scaled)
+        if known.scaled.bounds != scaled.bounds:
+            known.memory = Memory(known.memory.needed_at_s[: scaled.bounds.max])
+        known.scaled, known.spoken_of_s = scaled, now
 
     def told(self, door: str, asked: Mapping[str, Asked], now: float) -> None:
         """What a door sees now. A workload that it leaves out it sees nothing of."""
@@ -113,14 +113,13 @@ class Autoscaler:
     def serve_has(self, name: str, running: int, target: int, now: float) -> None:
         """So many replicas of the workload serve, so many are asked of Serve."""
         workload = self._workloads[name]
+        if not workload.heard_of:
+            # Whatever is there was needed until now: the doors may not have said yet what for.
+            workload.heard_of = True
+            workload.memory = Memory((now,) * min(workload.scaled.bounds.max, max(running, target)))
         workload.spoken_of_s = now
         workload.coming.saw(running, target, now)
-        workload.running, workload.target = running, target
-
-    def still_served(self, name: str, now: float) -> None:
-        """Serve has the workload still, as it had."""
-        if name in self._workloads:
-            self._workloads[name].spoken_of_s = now
+        workload.running = running
 
     def room_for(self, name: str, shares: int) -> None:
         """So many more replicas of the workload fit on the nodes that are there."""
@@ -159,14 +158,17 @@ class Autoscaler:
             since_s = now - door.at_s
             sent += asked.sent
             ages += [age + since_s for age in asked.ages_s]
-            oldest_s = max((line.oldest_s for line in asked.lines), default=0.0)
-            depth = door.depths.setdefault(name, Depth()).saw(asked.waiting, oldest_s, asked.more, now)
+            seen = [line for line in asked.lines if not line.exact]
+            count, oldest_s = sum(line.waiting for line in seen), max((line.oldest_s for line in seen), default=0.0)
+            depth = door.depths.setdefault(name, Depth())
+            times_more = depth.saw(count, oldest_s, asked.full_pulls if asked.more else None, now)
             for line in asked.lines:
                 within_s = bounds.target_wait_s - line.oldest_s
                 if line.left_s is not None:
-                    within_s = _OF_THE_TIME_LEFT * line.left_s
-                waiting = round(line.waiting * depth)
-                queues.append(Queue(waiting, depth * _work_s(times, line.waiting, line.units), within_s - since_s))
+                    within_s = OF_THE_TIME_LEFT * line.left_s
+                more = 1.0 if line.exact else times_more
+                work_s = more * _work_s(times, line.waiting, line.units)
+                queues.append(Queue(round(more * line.waiting), work_s, within_s - since_s))
         running = min(sent, bounds.slots * workload.running)
         if sent > running:
             # First come, first served: those that were sent last are the ones that wait in the replicas.
@@ -181,3 +183,11 @@ def _work_s(times: ServiceTimes, count: int, units: float | None) -> float:
     if not times.known or not count:
         return count * _UNKNOWN_S
     return count * (times.mean_s if units is None else times.of(units / count))
+
+
+def _coming(scaled: Scaled) -> Coming:
+    return Coming(StartTime(scaled.wake_s), StartTime(scaled.share_s), StartTime(scaled.node_s))
+
+
+def _starts(scaled: Scaled) -> tuple[float, float, float]:
+    return scaled.wake_s, scaled.share_s, scaled.node_s

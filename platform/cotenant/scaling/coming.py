@@ -18,8 +18,8 @@ class Coming:
     node: StartTime
     free_shares: int = 0
     """Replicas that fit on the nodes that are there, beside what runs and starts."""
-    _asked: deque[tuple[float, bool]] = field(default_factory=deque)
-    """Of each that does not serve yet: when it was asked for, and whether it needs a node."""
+    _asked: deque[tuple[float, bool, bool]] = field(default_factory=deque)
+    """Of each that does not serve yet: when it was asked for, whether it needs a node, whether it was there before."""
     _running: int = 0
 
     @property
@@ -30,8 +30,11 @@ class Coming:
         """So many replicas serve, so many are asked for."""
         for _ in range(max(0, running - self._running)):
             if self._asked:
-                at_s, with_node = self._asked.popleft()
-                (self.node if with_node else self.share).took(now - at_s)
+                at_s, with_node, again = self._asked.popleft()
+                if not again:
+                    (self.node if with_node else self.share).took(now - at_s)
+        # Those that were there may be back at once: Serve's controller has only to find them again.
+        lost = max(0, self._running - running)
         self._running = running
         missing = max(0, target - running)
         while len(self._asked) > missing:
@@ -39,10 +42,10 @@ class Coming:
         while len(self._asked) < missing:
             with_node = self.free_shares <= 0
             self.free_shares = max(0, self.free_shares - 1)
-            self._asked.append((now, with_node))
+            self._asked.append((now, with_node, lost > 0))
+            lost -= 1
 
     def starting(self, now: float) -> tuple[float, ...]:
         """Seconds until each of those that start serves; one that is overdue may do so any moment."""
-        return tuple(
-            max(0.0, (self.node if with_node else self.share).seconds - (now - at_s)) for at_s, with_node in self._asked
-        )
+        kinds = ((at_s, self.node if with_node else self.share) for at_s, with_node, _ in self._asked)
+        return tuple(max(0.0, kind.seconds - (now - at_s)) for at_s, kind in kinds)

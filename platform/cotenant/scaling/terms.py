@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+#: What has a deadline should be begun within this part of the time that is left: the estimates may be wrong.
+OF_THE_TIME_LEFT = 0.5
+
 
 @dataclass(frozen=True)
 class Bounds:

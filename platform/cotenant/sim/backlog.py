@@ -11,7 +11,7 @@ from collections import deque
 from typing import NamedTuple
 
 from cotenant.scaling.learning import ServiceTimes
-from cotenant.scaling.terms import Queue
+from cotenant.scaling.terms import OF_THE_TIME_LEFT, Queue
 
 #: Deadlines this near to each other are told to the policy as one.
 _GRAIN_S = 30.0
@@ -85,14 +85,14 @@ class Backlog:
             count, units = self._grains[grain]
             within_s = grain * _GRAIN_S - now
             if group and within_s > until_s:
-                found.append(_queue(int(group[0]), group[1], group[2], times))
+                found.append(_queue(int(group[0]), group[1], OF_THE_TIME_LEFT * group[2], times))
                 group = []
             if not group:
                 group, until_s = [0.0, 0.0, within_s], 2 * max(within_s, self._target_wait_s)
             group[0] += count
             group[1] += units
         if group:
-            found.append(_queue(int(group[0]), group[1], group[2], times))
+            found.append(_queue(int(group[0]), group[1], OF_THE_TIME_LEFT * group[2], times))
         return tuple(found)
 
     def _grain(self, call: Call, count: int) -> None:

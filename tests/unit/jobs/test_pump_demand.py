@@ -110,7 +110,7 @@ async def test_lines_of_a_batch_that_are_not_published_yet_are_counted() -> None
 
     class Clerk:
         def behind(self) -> list[tuple[str, Line]]:
-            return [("mockups", Line(500, oldest_s=3.0)), ("gone", Line(1))]
+            return [("mockups", Line(500, oldest_s=3.0, exact=True)), ("gone", Line(1))]
 
     world.pump._clerk = Clerk()  # type: ignore[assignment]
     await world.publish(chat("c"), *[render(f"r{n}") for n in range(3)])
@@ -118,3 +118,30 @@ async def test_lines_of_a_batch_that_are_not_published_yet_are_counted() -> None
     await world.until(lambda: world.asked.sent == 2)
     assert [line.waiting for line in world.asked.lines] == [1, 500]
     world.go.set()
+
+
+async def test_what_a_job_waits_for_a_first_replica_is_no_work_and_a_refusal_teaches_nothing() -> None:
+    world = Held()
+    serving = 0
+
+    async def status() -> dict[str, WorkloadStatus]:
+        return {"writer": WorkloadStatus(True, 1), "mockups": WorkloadStatus(True, serving)}
+
+    world.backend.status = status  # type: ignore[method-assign]
+    await world.publish(render("r"))
+    world.pump.start()
+    await world.until(lambda: world.asked.sent == 1)
+    await world.clock.advance(45)
+    serving = 1
+    world.pump.serving({"mockups": 1})
+    await world.clock.advance(2)
+    world.go.set()
+    await world.settled()
+    ((_, seconds),) = world.asked.ended
+    assert seconds <= 3
+
+    refusing = World({"mockups": lambda call: Reply(400, b"no")})
+    await refusing.publish(render("r"))
+    refusing.pump.start()
+    await refusing.settled()
+    assert refusing.pump.asked()["mockups"].ended == ()

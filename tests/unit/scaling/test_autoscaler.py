@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -78,13 +79,58 @@ def test_a_deadline_is_waited_for_half_of_the_time_that_is_left() -> None:
 def test_more_behind_what_is_seen_brings_more_replicas_every_second() -> None:
     scaler, seen = autoscaler(), []
     for second in range(6):
-        scaler.told("ingress", waits(33, oldest_s=1.0 + second, more=True), float(second))
+        scaler.told("ingress", waits(33, oldest_s=1.0 + second, more=True, full_pulls=second), float(second))
         decision = scaler.decide("w", float(second))
         seen.append(decision.demand.waiting)
     assert seen == [33, 66, 132, 264, 528, 1056]
     assert decision.target.replicas == 10
     scaler.told("ingress", waits(33, oldest_s=7.0), 6.0)
     assert scaler.decide("w", 6.0).demand.waiting == 33
+
+
+def test_what_is_counted_is_not_guessed_at_and_without_another_pull_the_guess_stays_small() -> None:
+    scaler = autoscaler()
+    lines = (Line(33, 33.0, 5.0), Line(500, None, 5.0, exact=True))
+    for second in range(10):
+        aged = tuple(replace(line, oldest_s=5.0 + second) for line in lines)
+        scaler.told("ingress", {"w": Asked(lines=aged, more=True, full_pulls=1)}, float(second))
+        waiting = scaler.decide("w", float(second)).demand.waiting
+    assert waiting == 4 * 33 + 500
+
+
+def test_an_autoscaler_that_starts_anew_takes_nothing_away_before_it_has_heard_all_doors() -> None:
+    scaler = autoscaler()
+    scaler.serve_has("w", 4, 4, 0.0)
+    scaler.told("gateway", {}, 0.1)
+    assert scaler.decide("w", 0.1).target.replicas == 4
+    scaler.told("ingress", waits(40), 1.0)
+    assert scaler.decide("w", 1.0).target.replicas >= 4
+
+
+def test_changed_terms_lose_nothing_that_was_learned() -> None:
+    scaler = autoscaler()
+    for second in range(120):
+        scaler.serve_has("w", 3, 3, float(second))
+        scaler.told("ingress", {"w": Asked(arrived=5 * second, ended=((1.0, 1.0),))}, float(second))
+    before = scaler.decide("w", 119.0)
+    assert before.target.replicas >= 3
+    scaler.scale("w", replace(SCALED, bounds=replace(SCALED.bounds, target_wait_s=6.0)), 119.0)
+    after = scaler.decide("w", 119.0)
+    assert after.demand == before.demand
+    assert abs(after.target.replicas - before.target.replicas) <= 1
+    scaler.scale("w", replace(SCALED, bounds=replace(SCALED.bounds, max=2)), 119.0)
+    assert scaler.decide("w", 119.0).target.replicas == 2
+
+
+def test_replicas_that_serve_again_at_once_teach_no_start() -> None:
+    scaler = autoscaler()
+    scaler.serve_has("w", 4, 4, 0.0)
+    scaler.serve_has("w", 0, 4, 10.0)
+    scaler.serve_has("w", 4, 4, 10.2)
+    scaler.room_for("w", 1)
+    scaler.serve_has("w", 4, 5, 20.0)
+    scaler.told("here", {"w": Asked()}, 20.0)
+    assert scaler.decide("w", 20.0).supply.starting == (40.0,)
 
 
 def test_a_door_that_says_nothing_any_more_is_forgotten_with_what_it_saw() -> None:
@@ -101,7 +147,7 @@ def test_where_no_door_says_anything_what_is_there_stays() -> None:
     scaler.serve_has("w", 3, 3, 0.0)
     assert scaler.decide("w", 0.0).target.replicas == 3
     scaler.told("here", {"w": Asked()}, 0.0)
-    scaler.still_served("w", 100.0)
+    scaler.serve_has("w", 3, 3, 100.0)
     scaler.tidy(100.0)
     assert scaler.decide("w", 100.0).target.replicas == 3
 
@@ -121,7 +167,7 @@ def test_a_workload_that_serve_has_no_more_is_forgotten_and_a_changed_one_keeps_
     scaler.scale("w", Scaled(Bounds(2, 0, 3)), 10.0)
     scaler.told("here", {"w": Asked()}, 10.0)
     assert scaler.decide("w", 10.0).demand.service_s == 7.0
-    scaler.still_served("w", 50.0)
+    scaler.serve_has("w", 0, 0, 50.0)
     scaler.tidy(50.0 + WORKLOAD_GONE_S)
     assert scaler.workloads == ["w"]
     scaler.tidy(51.0 + WORKLOAD_GONE_S)
@@ -161,7 +207,9 @@ def test_never_zero_while_anything_waits_whatever_is_told_in_whatever_order(seed
             count, sent = rng.choice([0, 0, 1, 40]), rng.choice([0, 0, 1, 9])
             lines = (Line(count, float(count), rng.uniform(0, 60), rng.choice([None, 5.0, 9e4])),) if count else ()
             ended = tuple((rng.uniform(0, 9), rng.uniform(0, 60)) for _ in range(rng.randrange(3)))
-            scaler.told(door, {"w": Asked(sent, (1.0,) * sent, lines, rng.random() < 0.3, 5, ended)}, now)
+            scaler.told(
+                door, {"w": Asked(sent, (1.0,) * sent, lines, rng.random() < 0.3, rng.randrange(9), 5, ended)}, now
+            )
             waiting[door], heard[door] = bool(count or sent), now
         elif what == 1:
             running = rng.randrange(4)
@@ -169,7 +217,7 @@ def test_never_zero_while_anything_waits_whatever_is_told_in_whatever_order(seed
         elif what == 2:
             scaler.room_for("w", rng.randrange(5))
         else:
-            scaler.still_served("w", now)
+            scaler.serve_has("w", 0, 0, now)
             scaler.tidy(now)
             waiting = {door: it and now - heard.get(door, 0) <= DOOR_GONE_S for door, it in waiting.items()}
         if any(waiting.values()):

@@ -40,7 +40,7 @@ def test_urgency_is_told_in_groups() -> None:
     for one in (call(0), call(95), call(0, 130), call(0, 139), call(0, 3700), call(0, 86_400)):
         backlog.add(one)
     queues = backlog.queues(100.0, NONE_KNOWN)
-    assert [(queue.waiting, queue.within_s) for queue in queues] == [(2, -95), (2, 20), (1, 3590), (1, 86_300)]
+    assert [(queue.waiting, queue.within_s) for queue in queues] == [(2, -95), (2, 10), (1, 1795), (1, 43_150)]
 
 
 def test_work_is_reckoned_from_hints() -> None:

@@ -244,7 +244,7 @@ class Course:
         now, record = self._around.now(), self._record
         left_s = None if record.deadline_at_s is None else record.deadline_at_s - now
         return {
-            stream.workload: Line(count, oldest_s=max(0.0, now - record.created_at), left_s=left_s)
+            stream.workload: Line(count, oldest_s=max(0.0, now - record.created_at), left_s=left_s, exact=True)
             for stream in self._streams
             if stream.workload and (count := len(stream.lines) - stream.done) and not self._input_gone
         }

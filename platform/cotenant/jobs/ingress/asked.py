@@ -12,6 +12,7 @@ from cotenant.jobs.ingress.work import Phase, Work
 
 #: Jobs that have a deadline are told of in so many lines at the most.
 _DEADLINES = 4
+_AGES_AT_MOST = 64
 
 
 def asked(
@@ -20,7 +21,7 @@ def asked(
     slots: Slots,
     directory: Directory,
     *,
-    more: Callable[[str], bool],
+    full_pulls: Callable[[str], int | None],
     unix_s: float,
 ) -> dict[str, Asked]:
     """Demand by workload, for all of the directory. What has ended is told once.
@@ -28,7 +29,7 @@ def asked(
     Args:
         works: everything that is held.
         behind: jobs of batches that are not published yet, by workload.
-        more: whether more jobs of a workload wait in Pub/Sub, as far as can be told.
+        full_pulls: of a workload's jobs, as `Asked` has it; None where no more of them wait in Pub/Sub.
         unix_s: the time of day.
     """
     waiting: dict[str, list[Work]] = defaultdict(list)
@@ -45,11 +46,13 @@ def asked(
             ages[work.workload].append(max(0.0, unix_s - work.delivery.published_at_s))
     told = {}
     for name in (served.name for served in directory.workloads):
+        pulls = full_pulls(name) if waiting[name] else None
         told[name] = Asked(
             sent=len(ages[name]),
-            ages_s=tuple(sorted(ages[name])),
+            ages_s=tuple(sorted(ages[name])[:_AGES_AT_MOST]),
             lines=(*_lines(waiting[name], unix_s), *unpublished[name]),
-            more=bool(waiting[name]) and more(name),
+            more=pulls is not None,
+            full_pulls=pulls or 0,
             arrived=slots.arrived(name),
             ended=slots.take_ended(name),
         )

@@ -32,6 +32,9 @@ class Holding:
         """Set whenever there may be more room than before."""
         self.pulling = False
         self._brought = False
+        self._full = False
+        self.full_pulls = 0
+        """Pulls that brought as many messages as they asked for."""
         self._asked_at = 0.0
         self.set_up = False
         self._clock = clock
@@ -43,6 +46,11 @@ class Holding:
     def busy(self) -> bool:
         """Whether the last pull brought something, and the present one does not wait long."""
         return self._brought and not (self.pulling and self._clock.now() - self._asked_at > BUSY_S)
+
+    @property
+    def full(self) -> bool:
+        """Whether the last pull brought all that it asked for, and the present one does not wait long."""
+        return self._full and self.busy
 
     async def pull(self, limit: int) -> Sequence[Delivery]:
         """Up to `limit` messages, leased. Never to be cancelled while `pulling`. Raises SourceUnavailable."""
@@ -60,7 +68,8 @@ class Holding:
         finally:
             self.pulling = False
         self._leases.hold((delivery.ack_id for delivery in deliveries), asked_at)
-        self._brought = bool(deliveries)
+        self._brought, self._full = bool(deliveries), len(deliveries) >= limit
+        self.full_pulls += self._full
         return deliveries
 
     async def extend(self) -> None:

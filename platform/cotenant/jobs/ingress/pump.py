@@ -219,17 +219,21 @@ class Pump:
             self._clerk.behind(),
             self._steps.slots,
             self._steps.directory,
-            more=self._more_behind,
+            full_pulls=self._full_pulls,
             unix_s=self._clock.unix_s(),
         )
 
-    def _more_behind(self, workload: str) -> bool:
-        return self._open(lane_of(workload)).busy or self._open(MAIN).busy
+    def _full_pulls(self, workload: str) -> int | None:
+        """Pulls that came back full, where more jobs of the workload may wait; None where it sees them all."""
+        own, main = self._open(lane_of(workload)), self._open(MAIN)
+        if own.full or (main.full and self._room(workload) <= 0):
+            return own.full_pulls + main.full_pulls
+        return None
 
     def serving(self, replicas: Mapping[str, int]) -> None:
         """So many replicas of workloads serve: heard before the next look at the status would show it."""
-        known = self._steps.status
-        self._steps.status = {**known, **{name: WorkloadStatus(True, n) for name, n in replicas.items() if n}}
+        told = {name: WorkloadStatus(True, n) for name, n in replicas.items() if n}
+        self._steps.learn_status({**self._steps.status, **told})
         self._resize()
 
     # --- lanes and room ---
@@ -381,7 +385,7 @@ class Pump:
             self._lanes_known = True
 
     async def _learn(self) -> None:
-        self._steps.status = await self._backend.status()
+        self._steps.learn_status(await self._backend.status())
         self._resize()
 
     def _resize(self) -> None:

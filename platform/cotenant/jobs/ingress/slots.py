@@ -144,10 +144,22 @@ class Slots:
                 line.share.left(tenant)
             raise
 
-    def give(self, workload: str, tenant: str, seconds: float, *, answered: bool = True, units: float = 1.0) -> None:
-        """The job that had the slot is over, having taken so long; `answered` is whether its workload replied."""
+    def give(
+        self,
+        workload: str,
+        tenant: str,
+        seconds: float,
+        *,
+        answered: bool = True,
+        good: bool = True,
+        units: float = 1.0,
+    ) -> None:
+        """The job that had the slot is over, having taken so long.
+
+        `answered` is whether its workload replied, `good` whether that was no error: those take less than work does.
+        """
         line = self._line(workload)
-        if answered and len(line.ended) < _ENDED_AT_MOST:
+        if answered and good and len(line.ended) < _ENDED_AT_MOST:
             line.ended.append((units, seconds))
         line.sent -= 1
         line.share.ended(tenant, seconds, answered=answered)

@@ -162,6 +162,7 @@ class Steps:
         self.directory = directory
         self.slots = Slots()
         self.status: Mapping[str, WorkloadStatus] = {}
+        self._served_since: dict[str, float] = {}
         self.marks = Marks()
         self.seconds: dict[tuple[str, str], float] = defaultdict(float)
         """Seconds in which jobs had a slot, by workload and tenant."""
@@ -332,7 +333,7 @@ class Steps:
         tenant, wishes = job.identity.tenant, job.wishes
         asked = self._clock.now()
         await self.slots.take(served.name, tenant, priority=wishes.priority, deadline_at_s=wishes.deadline_at_s)
-        began, answered = self._clock.now(), False
+        began, answered, good = self._clock.now(), False, False
         try:
             if wishes.deadline_at_s is not None and self._clock.unix_s() > wishes.deadline_at_s:
                 raise _Expired
@@ -341,13 +342,14 @@ class Steps:
             body, files = await resolve_files(self._store.objects, tenant, body)
             work.phase = Phase.RUNNING
             reply = await self._reply(work, served, job, body, files)
-            answered = True
+            answered, good = True, reply.ok
             return reply
         finally:
-            seconds = self._clock.now() - began
+            # Of a job that was sent while no replica served, what came before there was one is no work.
+            seconds = self._clock.now() - max(began, self._served_since.get(served.name, began))
             self.seconds[served.name, tenant] += seconds
-            self.slots.give(served.name, tenant, seconds, answered=answered, units=work.units)
-            if answered:
+            self.slots.give(served.name, tenant, seconds, answered=answered, good=good, units=work.units)
+            if good:
                 self._runs.ran(
                     Ran(
                         workload=served.name,
@@ -427,6 +429,14 @@ class Steps:
             self._publishers[topic] = publisher
         await publisher.add(message)
 
+    def learn_status(self, status: Mapping[str, WorkloadStatus]) -> None:
+        """The workloads are so now."""
+        for name, now in status.items():
+            before = self.status.get(name)
+            if now.replicas and (before is None or not before.replicas):
+                self._served_since[name] = self._clock.now()
+        self.status = status
+
     def _ready(self, served: Served) -> bool:
         status = self.status.get(served.name)
         return status is not None and status.ready
@@ -434,7 +444,7 @@ class Steps:
     async def _is_ready(self, served: Served) -> bool:
         """Asked afresh; where that fails too, what was known last."""
         try:
-            self.status = await self._edges.backend.status()
+            self.learn_status(await self._edges.backend.status())
         except Exception as error:
             event(_log, "status_failed", level=logging.WARNING, error=error)
         return self._ready(served)
