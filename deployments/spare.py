@@ -33,6 +33,7 @@ class Spare:
     """
 
     def __init__(self, modules: Sequence[str]) -> None:
+        self._ended = False
         tracker = resource_tracker.getfd()
         assert tracker is not None
         self.sentinel, child_w = os.pipe()
@@ -51,10 +52,13 @@ class Spare:
     @property
     def waits(self) -> bool:
         """Whether it is there and can be had."""
-        try:
-            return self.pid is not None and os.waitpid(self.pid, os.WNOHANG) == (0, 0)
-        except ChildProcessError:
+        if self.pid is None or self._ended:
             return False
+        try:
+            self._ended = os.waitpid(self.pid, os.WNOHANG) != (0, 0)
+        except ChildProcessError:
+            self._ended = True
+        return not self._ended
 
     @contextlib.contextmanager
     def standing_in_for(self, name: str) -> Iterator[None]:
@@ -85,6 +89,8 @@ class Spare:
         pid = self.hand_over()
         os.close(self.to_child)
         os.close(self.sentinel)
+        if self._ended:  # its pid may be somebody else's by now
+            return
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)

@@ -256,7 +256,7 @@ class Workload(Model):
         gt=0,
         le=86_400,
         description="Replicas are added so that a request waits no longer than this before it is worked on (default: "
-        "llm 2, mockup 5, image 15). A job with a deadline may wait until then.",
+        "llm 2, mockup 5, image 15). A job with a deadline may wait for half of what is left until then.",
     )
     pools: Names = Field((), description="GPU pools it may run in (default: any it fits, cheapest first).")
 

@@ -37,7 +37,7 @@ GRPC_MESSAGE_BYTES = 2**30
 #: every replica has. `PRELOAD` is Ray's own setting; a module that is not there is passed over.
 PRELOAD, PRELOADED = "RAY_preload_python_modules", ("ray.serve._private.replica", "deployments.replica")
 START_TIMEOUT_S = 90.0
-#: Ray may take so long to stop by itself; it waits for detached actors, of which each node has one, the GPU agent.
+#: Ray may take so long to stop by itself; it waits for detached actors: each node's GPU agent, and the scaler.
 STOP_TIMEOUT_S = 4.0
 
 
