@@ -10,12 +10,11 @@ from rich.table import Table
 
 
 def show(decisions: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print a table: a line a workload."""
+    """Print a table, a line a workload, and under it the reasons."""
     table = Table(box=None, pad_edge=False)
     table.add_column("workload")
     for column in ("serve", "start", "wanted", "calls run", "wait", "a second", "take"):
         table.add_column(column, justify="right")
-    table.add_column("why")
     for name, one in sorted(decisions.items()):
         starting = one["starting_in_s"]
         table.add_row(
@@ -27,6 +26,8 @@ def show(decisions: Mapping[str, Mapping[str, Any]]) -> None:
             str(one["waiting"]),
             f"{one['arriving_per_s']:.3g}",
             f"{one['service_s']:.3g} s" if one["service_s"] else "?",
-            one["why"],
         )
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    for name, one in sorted(decisions.items()):
+        console.print(f"{name}: {one['why']}", style="dim", soft_wrap=True)
