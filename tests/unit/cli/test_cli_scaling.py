@@ -74,7 +74,7 @@ def test_a_line_a_workload_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> N
     assert result.exit_code == 0
     line = next(line for line in result.output.splitlines() if line.startswith("mockups")).split()
     assert line[:5] == ["mockups", "0", "2", "in", "39"]
-    assert "mockups: 9 calls wait" in result.output
+    assert "mockups: 1 needed (9 calls wait), more kept for a while" in result.output
 
 
 def test_json_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
