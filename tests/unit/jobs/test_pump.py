@@ -19,7 +19,7 @@ from cotenant.errors import (
     UnknownWorkload,
     WorkloadUnavailable,
 )
-from cotenant.jobs.ingress.pump import MOVED_AT_ONCE
+from cotenant.jobs.ingress.rooms import MOVED_AT_ONCE
 from cotenant.jobs.ingress.settlement import Outcome
 from cotenant.jobs.ingress.work import Phase
 from cotenant.jobs.model import MAX_INLINE_BYTES, Identity, Result, error_line

@@ -31,11 +31,12 @@ from cotenant.jobs.errand import Clerk, Errand
 from cotenant.jobs.ingress.asked import asked
 from cotenant.jobs.ingress.census import Census
 from cotenant.jobs.ingress.holding import BUSY_S, Holding
+from cotenant.jobs.ingress.rooms import Rooms
 from cotenant.jobs.ingress.settlement import TABLE, Action, Outcome, Settlement, settle
-from cotenant.jobs.ingress.slots import PEEK, SETTLING_AT_MOST, ahead, room, slot_limits
+from cotenant.jobs.ingress.slots import slot_limits
 from cotenant.jobs.ingress.work import Caller, Edges, Phase, Steps, Work, names
 from cotenant.jobs.model import Job, Result
-from cotenant.jobs.queue.lanes import CLERK, MAIN, Lanes, lane_of, workload_of
+from cotenant.jobs.queue.lanes import CLERK, MAIN, Lanes, lane_of
 from cotenant.jobs.queue.publishing import LanePublisher
 from cotenant.jobs.queue.source import Delivery
 from cotenant.jobs.store.records import Board, Records, WorkloadPace
@@ -54,11 +55,6 @@ PULL_ENDS_WITHIN_S = 15.0
 STUCK_AFTER_S = 180.0
 #: A lane without room looks again after this long, though nothing was heard of the workloads or of its jobs.
 LOOK_AGAIN_S = 30.0
-#: Errands held at once, and messages of a lane whose workload is gone.
-ERRANDS_AT_ONCE = 64
-STRAYS_AT_ONCE = 16
-#: Messages of the main lane that are moved at once to the lane of a workload that has a backlog there.
-MOVED_AT_ONCE = 8
 
 _log = logging.getLogger("cotenant.jobs")
 
@@ -123,9 +119,17 @@ class Pump:
         self._holdings: dict[str, Holding] = {}
         self._clerk = clerk or NoClerk()
         edges = Edges(LanePublisher(jobs, lanes).publish, store, backend, self._clerk, caller or self._alone)
-        self._steps = Steps(jobs, edges, directory, self._clock, has_room=self._has_room_besides, counts=self._counts)
         self._held: dict[asyncio.Task[None], Work] = {}
         self._census = Census()
+        self._steps = Steps(
+            jobs,
+            edges,
+            directory,
+            self._clock,
+            has_room=lambda workload, work: self._rooms.for_main(workload, work) > 0,
+            counts=self._counts,
+        )
+        self._rooms = Rooms(jobs, self._steps, self._census, self._open)
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._beats: dict[str, float] = {}
         self._last_of_key: dict[tuple[str, str], asyncio.Future[bool]] = {}
@@ -219,16 +223,9 @@ class Pump:
             self._clerk.behind(),
             self._steps.slots,
             self._steps.directory,
-            full_pulls=self._full_pulls,
+            full_pulls=self._rooms.full_pulls,
             unix_s=self._clock.unix_s(),
         )
-
-    def _full_pulls(self, workload: str) -> int | None:
-        """Pulls that came back full, where more jobs of the workload may wait; None where it sees them all."""
-        own, main = self._open(lane_of(workload)), self._open(MAIN)
-        if own.full or (main.full and self._room(workload) <= 0):
-            return own.full_pulls + main.full_pulls
-        return None
 
     def serving(self, replicas: Mapping[str, int]) -> None:
         """So many replicas of workloads serve: heard before the next look at the status would show it."""
@@ -236,7 +233,7 @@ class Pump:
         self._steps.learn_status({**self._steps.status, **told})
         self._resize()
 
-    # --- lanes and room ---
+    # --- lanes ---
 
     def _open(self, lane: str) -> Holding:
         if lane not in self._holdings:
@@ -252,60 +249,6 @@ class Pump:
         holding = self._open(lane)
         if f"pull{lane}" not in self._loops and not self._draining:
             self._begin(f"pull{lane}", partial(self._pull, holding))
-
-    def _room(self, workload: str, besides: Work | None = None) -> int:
-        """Room of a workload; with `besides` as if that work of its were not held."""
-        mine = besides is not None and besides.workload == workload
-        return room(
-            slots=self._steps.slots.limit(workload),
-            look_ahead=self._ahead(workload),
-            undone=self._census.undone(workload) - (mine and besides is not None and besides.undone),
-            held=self._census.held(workload) - mine,
-        )
-
-    def _ahead(self, workload: str) -> int:
-        slots = self._steps.slots
-        status = self._steps.status.get(workload)
-        at_zero = status is not None and status.ready and not status.replicas
-        least = max(PEEK, self._jobs.look_ahead) if at_zero else self._jobs.look_ahead
-        return ahead(slots=slots.limit(workload), look_ahead=least, mean_s=slots.mean_s(workload))
-
-    def _worth_a_pull(self, workload: str, room: int) -> int:
-        """The room, unless enough is at hand and a little later one pull does for several."""
-        slots = self._steps.slots
-        enough = slots.waiting(workload) >= slots.limit(workload)
-        return 0 if enough and room < self._ahead(workload) // 2 else room
-
-    def _room_for_main(self, workload: str, besides: Work | None = None) -> int:
-        """Room of a workload that jobs of the main lane may take: none while it has a backlog in its own lane."""
-        return 0 if self._open(lane_of(workload)).busy else self._room(workload, besides)
-
-    def _has_room_besides(self, workload: str, work: Work) -> bool:
-        return self._room_for_main(workload, work) > 0
-
-    def _wanted(self, lane: str) -> int:
-        """Messages to pull from a lane now."""
-        census = self._census
-        served = {served.name for served in self._steps.directory.workloads}
-        workload = workload_of(lane)
-        if lane == CLERK:
-            return ERRANDS_AT_ONCE - census.held_of_lane(lane)
-        if workload is not None and workload not in served:
-            return STRAYS_AT_ONCE - census.held_of_lane(lane)
-        # Of what was just pulled it is not known yet whose it is.
-        unknown = census.unknown_of_lane(lane)
-        if workload is not None:
-            return self._worth_a_pull(workload, self._room(workload) - unknown)
-        # What can't be moved because its lane's topic does not answer stays here; it is bounded too.
-        most = sum(self._steps.slots.limit(name) + self._ahead(name) for name in served)
-        bound = 2 * most - max(census.undone_of_lane(lane), census.held_of_lane(lane) - SETTLING_AT_MOST)
-        return min(sum(self._main_share(name) for name in served) - unknown, bound)
-
-    def _main_share(self, workload: str) -> int:
-        """Of a pull from the main lane, what is for one workload: its room, or a few to be moved to its busy lane."""
-        if self._open(lane_of(workload)).busy:
-            return MOVED_AT_ONCE
-        return self._worth_a_pull(workload, self._room(workload))
 
     def _counts(self, work: Work) -> None:
         self._census.note(work)
@@ -342,7 +285,7 @@ class Pump:
     async def _pull(self, holding: Holding) -> None:
         if not self._steps.slots.total:
             await self._learn()
-        want = self._wanted(holding.lane)
+        want = self._rooms.wanted(holding.lane)
         if want <= 0:
             holding.changed.clear()
             # Whether a lane is busy changes with time alone.
