@@ -134,6 +134,16 @@ def look() -> dict[str, Any]:
     return decisions.get("mockups", {})
 
 
+def changes() -> list[dict[str, Any]]:
+    """What the scaler has changed so far."""
+    import ray
+
+    from deployments.scaler import find_scaler
+
+    told: list[dict[str, Any]] = ray.get(find_scaler().changes.remote(), timeout=10)
+    return told
+
+
 def running(serve: Any) -> int:
     states = serve.status().applications["mockups"].deployments["Replica"].replica_states
     return sum(count for state, count in states.items() if getattr(state, "value", state) == "RUNNING")
@@ -145,10 +155,11 @@ def call(sleep_s: float) -> Call:
 
 async def test_from_zero_to_as_many_as_what_waits_needs_and_back_to_zero(serve: Any, door: CountedBackend) -> None:
     await until(lambda: look().get("replicas") == 0 and running(serve) == 0)
+    known = len(changes())
     calls = [asyncio.create_task(door.call("mockups", call(2.0))) for _ in range(24)]
     # More than one is asked for before any runs: Serve by itself would start one and wait for it.
-    asked = await until(lambda: (seen := look())["replicas"] > 1 and seen)
-    assert asked["serving"] == 0
+    first = (await until(lambda: changes()[known:]))[0]
+    assert (first["before"], first["replicas"] > 1) == (0, True)
     replies = await asyncio.gather(*calls)
     assert {reply.status for reply in replies} == {200}
     assert look()["service_s"] == 0 or look()["service_s"] > 1.5
