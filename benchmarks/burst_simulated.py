@@ -51,6 +51,8 @@ class Way:
     sleeps: bool = False
     stages: Stages = DEFAULTS
     aim_s: tuple[float, float] | None = None
+    more: int = 1
+    """It is played so many times as often: where the aim is nearer than the median of so few seeds can tell."""
 
 
 def on_the_metric(rng: random.Random) -> Scaler:
@@ -78,7 +80,7 @@ WAYS = (
     Way("cotenant, one spare node, LLM", ours, spare=1),
     Way("cotenant, one spare node, LLM, streamed weights, compile cache", ours, spare=1, stages=QUICK_LLM),
     Way("cotenant, one spare node, renderer", ours, spare=1, stages=RENDERER, aim_s=(55.0, ANY)),
-    Way("cotenant, asleep on a held GPU", ours, held=1, sleeps=True, aim_s=(8.0, 13.0)),
+    Way("cotenant, asleep on a held GPU", ours, held=1, sleeps=True, aim_s=(8.0, 13.0), more=8),
     Way("cotenant, a free slot of a warm replica", ours, held=1),
 )
 
@@ -113,7 +115,7 @@ def main() -> int:
         head = f"simulated, {arguments.seeds} seeds"
         print(f"{head:<64}{'begun p50':>10}{'p95':>7}{'result p50':>12}{'p95':>7}")
     for way in WAYS:
-        both = [first_s(way, seed) for seed in range(arguments.seeds)]
+        both = [first_s(way, seed) for seed in range(arguments.seeds * way.more)]
         begun, result = percentiles([one[0] for one in both]), percentiles([one[1] for one in both])
         met = way.aim_s is None or (result[0] <= way.aim_s[0] and result[1] <= way.aim_s[1])
         missed = missed or not met
