@@ -4,9 +4,12 @@ Serve sends this module to its controller by value and calls the policy ten time
 loop that does everything else: so there is nothing here that waits, nothing that raises, and no state but the link.
 """
 
+import logging
 from typing import Any
 
 from ray.serve.config import AutoscalingContext
+
+_LOG = logging.getLogger("cotenant.scaling")
 
 
 class Policy:
@@ -16,6 +19,7 @@ class Policy:
         from deployments.scaler_link import link  # noqa: PLC0415 - of the controller's own, not sent with this module
 
         self._name = name
+        self._failed = False
         self._link = link()
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
@@ -29,5 +33,9 @@ class Policy:
                 wanted = 1
             return wanted, {}
         except Exception:
-            # A policy that raises holds up every application's updates; what is there stays.
+            # A policy that raises holds up every application's updates; what is there stays. Told once: this is asked
+            # ten times a second.
+            if not self._failed:
+                self._failed = True
+                _LOG.exception("the policy of %s failed; its replicas stay as they are", self._name)
             return context.target_num_replicas, {}

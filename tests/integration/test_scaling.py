@@ -244,11 +244,13 @@ class _Context:
         self.current_num_replicas, self.target_num_replicas, self.total_num_requests = current, target, requests
 
 
-def test_the_policy_says_what_is_known_keeps_what_is_there_else_and_never_zero_while_requests_wait() -> None:
+def test_the_policy_says_what_is_known_keeps_what_is_there_else_and_never_zero_while_requests_wait(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     from deployments.policy import Policy
 
     policy, told = object.__new__(Policy), list[Any]()
-    policy._name = "w"
+    policy._name, policy._failed = "w", False
 
     class Link:
         answer: Any = 3
@@ -268,7 +270,8 @@ def test_the_policy_says_what_is_known_keeps_what_is_there_else_and_never_zero_w
     assert policy(_Context(1, 1)) == (0, {})
     assert policy(_Context(0, 0, requests=1)) == (1, {})
     link.answer = RuntimeError("broken")
-    assert policy(_Context(1, 2)) == (2, {})
+    assert [policy(_Context(1, 2)), policy(_Context(1, 2))] == [(2, {}), (2, {})]
+    assert [record.message for record in caplog.records] == ["the policy of w failed; its replicas stay as they are"]
 
 
 async def test_at_the_gate_calls_wait_for_a_replica_no_more_than_may_and_no_longer_than_somebody_hears() -> None:
