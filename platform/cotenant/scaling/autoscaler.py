@@ -125,11 +125,6 @@ class Autoscaler:
         """So many more replicas of the workload fit on the nodes that are there."""
         self._workloads[name].coming.free_shares = shares
 
-    def running(self, name: str) -> int:
-        """Replicas of it that serve, as far as is known."""
-        workload = self._workloads.get(name)
-        return workload.running if workload is not None else 0
-
     def tidy(self, now: float) -> None:
         """Forget doors and workloads that are gone."""
         for door in [name for name, one in self._doors.items() if now - one.at_s > DOOR_GONE_S]:

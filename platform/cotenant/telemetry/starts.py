@@ -205,11 +205,6 @@ class Recorder:
         self._unanswered: Start | None = None
 
     @property
-    def under_way(self) -> Kind | None:
-        """The kind of start that was begun and is not ready."""
-        return self._kind
-
-    @property
     def awaits_result(self) -> bool:
         """Whether a start is ready and nothing has been answered since."""
         return self._unanswered is not None

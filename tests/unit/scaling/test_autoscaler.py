@@ -172,7 +172,6 @@ def test_a_workload_that_serve_has_no_more_is_forgotten_and_a_changed_one_keeps_
     assert scaler.workloads == ["w"]
     scaler.tidy(51.0 + WORKLOAD_GONE_S)
     assert scaler.workloads == []
-    assert scaler.running("w") == 0
 
 
 def test_starts_are_watched_and_learned() -> None:
