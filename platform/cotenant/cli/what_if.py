@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from cotenant.config import GpuBudget, MockupSpec, Nodes, Platform, Replicas
-from cotenant.config.model import NAME_PATTERN, RESERVED_NAMES
+from cotenant.config.base import NAME_PATTERN
+from cotenant.config.model import RESERVED_NAMES
 from cotenant.cost import Cost
 from cotenant.errors import PlanError
 from cotenant.gpu.accelerators import gpus_per_node

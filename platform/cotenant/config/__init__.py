@@ -1,9 +1,9 @@
 """The platform file: typed models, strict loading, JSON schema. Pure."""
 
+from cotenant.config.gke import Gke
 from cotenant.config.load import DEFAULT_ENVIRONMENT, DEFAULT_FILE, environments, load_platform
 from cotenant.config.model import (
     Gateway,
-    Gke,
     GpuBudget,
     ImageSpec,
     Jobs,

@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cotenant.config.base import Misplaced
 from cotenant.config.document import Document, KeyPath, Origin, parse
 from cotenant.config.explain import explain, nearest, probably_meant, shadowed, unknown_key
-from cotenant.config.model import KINDS, Environment, Misplaced, Platform, PlatformFile
+from cotenant.config.model import KINDS, Environment, Platform, PlatformFile
 from cotenant.errors import ConfigError, Problem
 
 DEFAULT_FILE = Path("deployments/platform.yaml")

@@ -11,7 +11,6 @@ import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -23,7 +22,9 @@ from pydantic import (
 )
 from typing_extensions import Self
 
+from cotenant.config.base import Misplaced, Model, Name, Names
 from cotenant.config.document import Origin
+from cotenant.config.gke import Gke
 
 Kind = Literal["llm", "mockup", "image"]
 KINDS: tuple[Kind, ...] = ("llm", "mockup", "image")
@@ -32,26 +33,11 @@ KINDS: tuple[Kind, ...] = ("llm", "mockup", "image")
 #: after `idle_s`; or loaded only while there is something to do.
 Residency = Literal["always", "sleep", "on-demand"]
 
-#: What a workload, pool or environment may be called: it becomes part of Serve, Ray and Kubernetes names.
-NAME_PATTERN = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-
-#: A YAML list; strictness would want a tuple.
-Names = Annotated[tuple[str, ...], Field(strict=False)]
-
 #: Names of the Serve applications that are not workloads.
 RESERVED_NAMES = frozenset({"gateway", "ingress"})
 
 _QUANTITY = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?(b?)\s*$", re.IGNORECASE)
 _BYTES = {"k": 1e3, "ki": 2**10, "m": 1e6, "mi": 2**20, "g": 1e9, "gi": 2**30, "t": 1e12, "ti": 2**40}
-
-
-class Misplaced(ValueError):
-    """A rule broken between parts of the file; `path` leads to the part to change."""
-
-    def __init__(self, message: str, *path: str) -> None:
-        super().__init__(message)
-        self.path = path
 
 
 def _gib_number(value: Any) -> Any:
@@ -83,10 +69,6 @@ else:
         WrapValidator(_auto_or_number),
         WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 65536}, {"const": "auto"}]}),
     ]
-
-
-class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
 
 
 class LlmSpec(Model):
@@ -404,13 +386,6 @@ class Gateway(Model):
     port: int = Field(8000, ge=1, le=65535, description="Port the HTTP door listens on.")
     replicas: int = Field(1, ge=1, le=1000, description="Gateway replicas.")
     max_body_mib: float = Field(32, gt=0, le=1024, description="Largest request body; artwork itself is capped at 20.")
-
-
-class Gke(Model):
-    """Where on Google Cloud this environment lives."""
-
-    project: str = Field(min_length=1, description="Google Cloud project.")
-    region: str = Field(min_length=1, description="Region of the cluster, e.g. us-central1.")
 
 
 class Platform(Model):
