@@ -5,7 +5,6 @@ Every manifest, node pool and script takes its names from here, so they can't di
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
