@@ -23,6 +23,7 @@ from typing import Any
 
 from cotenant.cli.machine import ray_node
 from cotenant.cli.machine.state import ProcessRef
+from cotenant.manifests.ray_settings import GRPC_MESSAGE_BYTES
 
 ROOT = Path(__file__).parents[2]
 _HEAD = "ray.head.default"
@@ -86,7 +87,7 @@ def autoscaling_ray(
     ]
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     ours = {
-        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(ray_node.GRPC_MESSAGE_BYTES),
+        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(GRPC_MESSAGE_BYTES),
         "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}",
         "RAY_FAKE_CLUSTER": "1",
         # Nothing is left to be finished when a test is over.

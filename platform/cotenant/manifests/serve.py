@@ -22,7 +22,7 @@ _DOOR_CPUS = 0.1
 def serve_config(platform: Platform, plan: Plan) -> dict[str, Any]:
     """The config that `serve deploy` (or the dashboard's REST interface) takes, as plain data."""
     applications = [
-        _workload(name, workload, plan, ingresses=platform.jobs.ingresses)
+        _workload(name, workload, plan, ingresses=platform.jobs.ingresses, longest_s=longest_call_s(platform, name))
         for name, workload in platform.workloads.items()
     ]
     told = {"workloads": Directory.of(platform).to_plain(), "scaling": scaling_terms(platform, plan)}
@@ -42,7 +42,13 @@ def admitted(slots: int, *, ingresses: int) -> int:
     return slots * (1 + max(1, ingresses)) + slots // 2
 
 
-def _workload(name: str, workload: Workload, plan: Plan, *, ingresses: int) -> dict[str, Any]:
+def longest_call_s(platform: Platform, name: str) -> float:
+    """Seconds that a call to a workload may take at the most: a request's deadline, or that of a job."""
+    jobs_s = float(platform.jobs.max_job_s) if platform.jobs.ingresses else 0.0
+    return max(platform.workloads[name].deadline_s, jobs_s)
+
+
+def _workload(name: str, workload: Workload, plan: Plan, *, ingresses: int, longest_s: float) -> dict[str, Any]:
     booking = plan.workloads[name]
     deployment: dict[str, Any] = {
         "name": "Replica",
@@ -51,9 +57,9 @@ def _workload(name: str, workload: Workload, plan: Plan, *, ingresses: int) -> d
         "max_queued_requests": workload.queue,
         # Serve rounds the percentage up to whole replicas, and the plan has room for one.
         "max_surge_percent": max(1, 100 // workload.replicas.max) if plan.has_surge_room(name) else 0,
-        # A replica that goes may finish what it has; no request may take longer than the deadline anyway.
+        # A replica that goes may finish what it has.
         "graceful_shutdown_wait_loop_s": 0.5,
-        "graceful_shutdown_timeout_s": workload.deadline_s,
+        "graceful_shutdown_timeout_s": longest_s,
         "health_check_period_s": 10.0,
         "health_check_timeout_s": 60.0,
         **_resources(workload, booking),

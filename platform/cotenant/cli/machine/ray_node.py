@@ -26,16 +26,12 @@ import psutil
 from cotenant.cli.machine.state import ProcessRef
 from cotenant.config.home import home
 from cotenant.errors import EnvironmentFault
+from cotenant.manifests.ray_settings import PRELOAD, PRELOADED, shared_settings
 
 #: Shared memory for objects in flight; pictures pass through it, weights do not.
 OBJECT_STORE_BYTES = 512 * 2**20
 #: Zero lets the kernel choose, so two Rays on one machine never claim the same port.
 WORKER_PORTS = (0, 0)
-#: The largest message between Serve's processes: the largest request body and the largest reply, with room.
-GRPC_MESSAGE_BYTES = 2**30
-#: What Ray's worker processes import before they are asked for anything, so that a replica need not: Serve and what
-#: every replica has. `PRELOAD` is Ray's own setting; a module that is not there is passed over.
-PRELOAD, PRELOADED = "RAY_preload_python_modules", ("ray.serve._private.replica", "deployments.replica")
 START_TIMEOUT_S = 90.0
 #: Ray may take so long to stop by itself; it waits for detached actors: each node's GPU agent, and the scaler.
 STOP_TIMEOUT_S = 4.0
@@ -173,11 +169,9 @@ def ray_environment(token: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         # Ray's own switch for "this machine only": with it every Ray port binds to 127.0.0.1.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
+        **shared_settings(),
         # Serve's replicas do not follow that switch; deployments/loopback.py does.
         "COTENANT_LOOPBACK_ONLY": "1",
-        # Calls and replies go by Serve's gRPC, and pictures are larger than its 4 MiB (deployments/handles.py).
-        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(GRPC_MESSAGE_BYTES),
     }
 
 

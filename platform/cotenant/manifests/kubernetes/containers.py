@@ -1,0 +1,114 @@
+"""Ray's containers: their images, settings, probes, drains, and the rights that they don't have.
+
+A node that goes is drained: its `preStop` hook has Ray place nothing new there and waits for what runs, at the most as
+long as the longest call may take (`grace_s`). SIGTERM, after that, reaches `ray start --block` itself: the shell that
+KubeRay starts it from makes room for its last command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cotenant.config import Platform
+from cotenant.gpu.plan import Plan
+from cotenant.manifests.kubernetes.objects import Object, cpus, from_secret, mib, unprivileged, variables
+from cotenant.manifests.kubernetes.sizing import Room
+from cotenant.manifests.ray_settings import PRELOAD, PRELOADED, shared_settings
+from cotenant.manifests.serve import longest_call_s
+from cotenant.manifests.site import GROUP_ID, HOME, METRICS_PORT, USER_ID, Image, Site
+
+#: The Secret with the API keys and the webhooks' secrets, under the names of their variables.
+SECRET = "cotenant-secrets"  # noqa: S105 - its name
+#: What SIGTERM and Ray's own end may take after a drain.
+_END_S = 30
+#: What the gateway takes to finish its answers (`deployments.gateway.GRACE_S`), with the time until nobody sends it any.
+_GATEWAY_S = 75
+#: A port that answers as soon as Ray's agent on the node does.
+_RAYLET_HEALTH = "http://localhost:52365/api/local_raylet_healthz"
+
+
+def grace_s(platform: Platform, plan: Plan, pool: str) -> int:
+    """Seconds that a pod of `pool` may take to stop: the longest call there, or the doors' own drain."""
+    if platform.pools[pool].holds_workloads:
+        names = [name for name, booking in plan.workloads.items() if booking.pool == pool]
+        longest = max((longest_call_s(platform, name) for name in names), default=0.0)
+    else:
+        longest = max(_GATEWAY_S, platform.jobs.drain_s if platform.jobs.ingresses else 0)
+    return int(longest) + _END_S
+
+
+def ray_container(
+    name: str, *, site: Site, image: Image, room: Room, env: list[Object], gpus: int = 0, **more: Any
+) -> Object:
+    """A container that KubeRay has run `ray start`. It gets what it asks for: requests are limits."""
+    amount: Object = {"cpu": cpus(room.cpus), "memory": mib(room.gib)}
+    if gpus:
+        amount["nvidia.com/gpu"] = gpus
+    return {
+        "name": name,
+        "image": site.image(image),
+        "imagePullPolicy": "IfNotPresent",
+        "env": env,
+        "resources": {"requests": dict(amount), "limits": dict(amount)},
+        "securityContext": unprivileged(),
+        "volumeMounts": [{"name": "home", "mountPath": HOME}],
+        **more,
+    }
+
+
+def settings(site: Site, more: Mapping[str, str] | None = None) -> list[Object]:
+    """Variables of every Ray container."""
+    return variables(
+        {
+            **shared_settings(),
+            PRELOAD: ",".join(PRELOADED),
+            # Replicas on as few nodes as will do, so that the others can go.
+            "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1",
+            "COTENANT_HOME": HOME,
+            "HOME": HOME,
+            "GOOGLE_CLOUD_PROJECT": site.gke.project,
+            **(more or {}),
+        }
+    )
+
+
+def door_secrets(platform: Platform) -> list[Object]:
+    """Variables of the doors that come from the Secret. Without API keys the gateway refuses to listen."""
+    entries = [from_secret(platform.jobs.webhooks_env, SECRET, optional=True)]
+    if platform.gateway.keys_env is not None and platform.gateway.keys_file is None:
+        entries.insert(0, from_secret(platform.gateway.keys_env, SECRET, optional=False))
+    return entries
+
+
+def pod_security() -> Object:
+    """`securityContext` of a pod."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": USER_ID,
+        "runAsGroup": GROUP_ID,
+        "fsGroup": GROUP_ID,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def drain_hook(grace: int) -> Object:
+    """`lifecycle` that drains the node before it goes."""
+    drain = ["python", "-m", "deployments.leave", "--within", str(grace - _END_S)]
+    return {"preStop": {"exec": {"command": drain}}}
+
+
+def raylet_probe(*, period_s: int, failures: int) -> Object:
+    """A probe that holds while the Ray of the container lives. Its tools are what KubeRay's own probes use."""
+    asked = f"wget --tries 1 -T 4 -q -O- {_RAYLET_HEALTH} | grep -q success"
+    return {
+        "exec": {"command": ["bash", "-c", asked]},
+        "periodSeconds": period_s,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }
+
+
+def metrics_port() -> Object:
+    return {"name": "metrics", "containerPort": METRICS_PORT}
