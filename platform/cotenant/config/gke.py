@@ -65,6 +65,12 @@ class Gke(Model):
         description="Who keeps a pool's spare nodes. ray: as Ray workers that have joined. nodes: as empty nodes, by a "
         "CapacityBuffer or by placeholder pods, which outlive an upgrade of the Ray cluster.",
     )
+    upgrade: Literal["new-cluster", "incremental", "none"] = Field(
+        "new-cluster",
+        description="What a change of images or nodes does. new-cluster: a second Ray cluster beside the first, then "
+        "the first goes. incremental: the same in steps, a quarter more GPUs at the most at any time (needs a "
+        "proxy-only subnet). none: nothing until you delete the cluster. Workloads change in place in any case.",
+    )
     baked: bool = Field(
         True, description="GPU nodes come with the images on a secondary boot disk, made by `setup.sh`."
     )

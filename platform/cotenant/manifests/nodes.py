@@ -13,20 +13,25 @@ def headroom_terms(platform: Platform, plan: Plan) -> list[dict[str, Any]]:
     """One entry a pool, as `scaling.headroom.PoolTerms` spells it.
 
     `resources` is all of a node's pool resource, so a bundle of it takes a whole node and fits no other pool; with the
-    GPUs (or MIG slices) of the node, since Ray likes to keep GPU nodes from those who ask for no GPU.
+    GPUs (or MIG slices) of the node, since Ray likes to keep GPU nodes from those who ask for no GPU. On Kubernetes
+    each MIG slice is a Ray node of its own, and spare nodes may be Kubernetes' to keep.
     """
     terms = []
     for name, pool in platform.pools.items():
         resources = {pool_resource(name): POOL_RESOURCE_PER_NODE}
+        pods = 1
         if name in plan.pools:
-            resources["GPU"] = float(plan.pools[name].gpus_per_node)
+            gpus = plan.pools[name].gpus_per_node
+            pods = gpus if pool.mig is not None and platform.gke is not None else 1
+            resources["GPU"] = gpus / pods
         nodes = pool.nodes
+        by_ray = platform.gke is None or platform.gke.spare_by == "ray"
         terms.append(
             {
                 "name": name,
-                "min": nodes.min,
-                "max": nodes.max,
-                "spare": nodes.spare,
+                "min": nodes.min * pods,
+                "max": nodes.max * pods,
+                "spare": nodes.spare * pods if by_ray else 0,
                 "marker": pool_resource(name),
                 "resources": resources,
             }

@@ -8,11 +8,17 @@ from cotenant.config import Platform
 #: replica to the pool without ever being what runs out.
 POOL_RESOURCE_PER_NODE = 1000.0
 POOL_CRUMB = 0.001
+_POOL_PREFIX = "cotenant-pool-"
 
 
 def pool_resource(pool: str) -> str:
     """Name of the custom Ray resource that every node of `pool` offers."""
-    return f"cotenant-pool-{pool}"
+    return f"{_POOL_PREFIX}{pool}"
+
+
+def is_pool_resource(name: str) -> bool:
+    """Whether a Ray resource is a pool's."""
+    return name.startswith(_POOL_PREFIX)
 
 
 def spread_resource(workload: str) -> str:

@@ -16,16 +16,16 @@ from cotenant.manifests.kubernetes.objects import Object, cpus, from_secret, mib
 from cotenant.manifests.kubernetes.sizing import Room
 from cotenant.manifests.ray_settings import PRELOAD, PRELOADED, shared_settings
 from cotenant.manifests.serve import longest_call_s
-from cotenant.manifests.site import GROUP_ID, HOME, METRICS_PORT, USER_ID, Image, Site
+from cotenant.manifests.site import GROUP_ID, HOME, USER_ID, Image, Site
 
 #: The Secret with the API keys and the webhooks' secrets, under the names of their variables.
 SECRET = "cotenant-secrets"  # noqa: S105 - its name
 #: What SIGTERM and Ray's own end may take after a drain.
 _END_S = 30
-#: What the gateway takes to finish its answers (`deployments.gateway.GRACE_S`), with the time until nobody sends it any.
+#: What the gateway takes to finish its answers (`deployments.gateway.GRACE_S`), and the time until nobody asks it more.
 _GATEWAY_S = 75
-#: A port that answers as soon as Ray's agent on the node does.
-_RAYLET_HEALTH = "http://localhost:52365/api/local_raylet_healthz"
+#: Where Ray's agent on the node answers.
+AGENT_PORT = 52365
 
 
 def grace_s(platform: Platform, plan: Plan, pool: str) -> int:
@@ -100,15 +100,28 @@ def drain_hook(grace: int) -> Object:
 
 
 def raylet_probe(*, period_s: int, failures: int) -> Object:
-    """A probe that holds while the Ray of the container lives. Its tools are what KubeRay's own probes use."""
-    asked = f"wget --tries 1 -T 4 -q -O- {_RAYLET_HEALTH} | grep -q success"
+    """A probe that holds while the Ray of the container lives."""
     return {
-        "exec": {"command": ["bash", "-c", asked]},
+        "httpGet": {"path": "/api/healthz", "port": AGENT_PORT},
         "periodSeconds": period_s,
         "timeoutSeconds": 5,
         "failureThreshold": failures,
     }
 
 
-def metrics_port() -> Object:
-    return {"name": "metrics", "containerPort": METRICS_PORT}
+def door_probe(port: int) -> Object:
+    """Readiness of a pod of the front group: its gateway listens, and has once seen every workload of its cluster run.
+
+    So a cluster that comes up beside another takes no request before it can answer, and a workload that breaks later
+    doesn't take the door away from the others.
+    """
+    ask = f"wget -q -T 4 --tries 1 -O /dev/null http://127.0.0.1:{port}"
+    seen = "/tmp/cotenant-was-ready"  # noqa: S108 - in the container
+    asked = f"{ask}/healthz && {{ test -e {seen} || {{ {ask}/readyz && touch {seen}; }}; }}"
+    return {
+        "exec": {"command": ["bash", "-c", asked]},
+        "initialDelaySeconds": 5,
+        "periodSeconds": 5,
+        "timeoutSeconds": 10,
+        "failureThreshold": 2,
+    }

@@ -59,4 +59,4 @@ def mib(gib: float) -> str:
 
 def cpus(amount: float) -> str:
     """A quantity of CPU."""
-    return str(int(amount)) if amount == int(amount) else f"{int(round(amount * 1000))}m"
+    return str(int(amount)) if amount == int(amount) else f"{round(amount * 1000)}m"

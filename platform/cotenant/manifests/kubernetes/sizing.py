@@ -34,6 +34,9 @@ class Room:
 #: controller and the scaler.
 HEAD = Room(1.0, 4.0)
 AUTOSCALER = Room(0.25, 0.5)
+#: Redis lies there too.
+REDIS = Room(0.1, 0.25)
+_HEADS = Room(HEAD.cpus + AUTOSCALER.cpus + REDIS.cpus, HEAD.gib + AUTOSCALER.gib + REDIS.gib)
 
 
 def allocatable(vcpus: int, memory_gib: float) -> Room:
@@ -84,7 +87,7 @@ def worker_room(platform: Platform, name: str, *, gpus_per_node: int) -> Room:
     pool = platform.pools[name]
     room = node_room(platform, name)
     if not pool.holds_workloads:
-        room = Room(room.cpus - HEAD.cpus - AUTOSCALER.cpus, room.gib - HEAD.gib - AUTOSCALER.gib)
+        room = Room(room.cpus - _HEADS.cpus, room.gib - _HEADS.gib)
     share = pods_per_node(pool, gpus_per_node)
     whole = Room(math.floor(room.cpus / share), math.floor(room.gib / share))
     if whole.cpus < 1 or whole.gib < 2:
