@@ -17,6 +17,7 @@ COMMANDS = {
     "fit": "cotenant.cli.fit:fit",
     "simulate": "cotenant.cli.simulate:simulate_command",
     "compile": "cotenant.cli.compile:compile",
+    "manifests": "cotenant.cli.manifests:manifests",
     "schema": "cotenant.cli.schema:schema",
     "up": "cotenant.cli.up:up",
     "down": "cotenant.cli.down:down",
