@@ -135,6 +135,7 @@ def _door(
     How it starts and drains is its own affair, so its builder's settings for that stand.
     """
     options: dict[str, Any] = {"num_cpus": _DOOR_CPUS, "num_gpus": 0}
+    per_node = _per_node(platform, replicas)
     if platform.front_pool is not None:
         options["resources"] = {pool_resource(platform.front_pool): POOL_CRUMB}
     return {
@@ -147,11 +148,24 @@ def _door(
                 "name": name.capitalize(),
                 "num_replicas": replicas,
                 "max_ongoing_requests": 100,
+                **({"max_replicas_per_node": per_node} if per_node is not None else {}),
                 "ray_actor_options": options,
                 "user_config": dict(told),
             }
         ],
     }
+
+
+def _per_node(platform: Platform, replicas: int) -> int | None:
+    """How many replicas of a door one node may hold, so that losing a node leaves some; None if it doesn't matter.
+
+    Where the front pool can't grow to hold the next version beside this one, a bound would keep that from starting.
+    """
+    if platform.gke is None or platform.front_pool is None or replicas < 2:
+        return None
+    nodes = platform.pools[platform.front_pool].nodes
+    bound = -(-replicas // max(1, nodes.min))
+    return bound if bound * nodes.max >= 2 * replicas else None
 
 
 def unknown_keys(config: Mapping[str, Any], known: Mapping[str, Collection[str]]) -> list[str]:
