@@ -8,7 +8,6 @@ never empty, so that something is there to wake the others up.
 from __future__ import annotations
 
 from cotenant.config import Platform
-from cotenant.errors import PlanError
 from cotenant.gpu.plan import Plan
 from cotenant.manifests.gke.placement import has_gpu, pod_placement
 from cotenant.manifests.kubernetes.access import priority_name
@@ -23,6 +22,7 @@ from cotenant.manifests.kubernetes.containers import (
     settings,
 )
 from cotenant.manifests.kubernetes.door import DOOR_LABEL
+from cotenant.manifests.kubernetes.front import front_of
 from cotenant.manifests.kubernetes.objects import Object, cpus, mib, unprivileged
 from cotenant.manifests.kubernetes.redis import gcs_fault_tolerance
 from cotenant.manifests.kubernetes.sizing import AUTOSCALER, HEAD, pods_per_node, worker_room
@@ -50,7 +50,7 @@ def ray_cluster(platform: Platform, plan: Plan) -> Object:
             a machine.
     """
     site = Site.of(platform)
-    front = _front(platform)
+    front = front_of(platform)
     return {
         "rayVersion": RAY_VERSION,
         "enableInTreeAutoscaling": True,
@@ -67,31 +67,8 @@ def ray_cluster(platform: Platform, plan: Plan) -> Object:
 
 def pods_at_min(platform: Platform, plan: Plan) -> dict[str, int]:
     """Pods that each group always has, by its name."""
-    groups = [_front(platform), *plan.pools]
+    groups = [front_of(platform), *plan.pools]
     return {name: platform.pools[name].nodes.min * pods_per_node_of(platform, plan, name) for name in groups}
-
-
-def _front(platform: Platform) -> str:
-    front = platform.front_pool
-    if front is None:
-        raise PlanError(
-            platform.wrong(
-                f"environment {platform.environment} has no pool for the front doors, which on a cluster must outlive "
-                "every GPU node; add a pool without accelerator, e.g. front: {machine: e2-standard-4, nodes: {min: 1}}",
-                "pools",
-            )
-        )
-    if platform.pools[front].nodes.min < 1:
-        raise PlanError(
-            platform.wrong(
-                f"pool {front} carries the front doors and may have no node at all, so nothing could wake up again; "
-                "write nodes: {min: 1}",
-                "pools",
-                front,
-                "nodes",
-            )
-        )
-    return front
 
 
 def _autoscaler() -> Object:

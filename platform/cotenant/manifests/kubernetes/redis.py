@@ -10,6 +10,7 @@ from __future__ import annotations
 from cotenant.config import Platform
 from cotenant.manifests.gke.placement import pod_placement
 from cotenant.manifests.kubernetes.access import priority_name
+from cotenant.manifests.kubernetes.front import front_of
 from cotenant.manifests.kubernetes.objects import MANAGED_BY, Object, metadata, unprivileged
 from cotenant.manifests.site import Site
 
@@ -36,7 +37,6 @@ def redis(platform: Platform) -> list[Object]:
     site = Site.of(platform)
     if site.gke.redis is not None:
         return []
-    front = str(platform.front_pool)
     amount = {"cpu": "100m", "memory": "256Mi"}
     container = {
         "name": "redis",
@@ -78,7 +78,7 @@ def redis(platform: Platform) -> list[Object]:
                             "fsGroup": _USER_ID,
                             "seccompProfile": {"type": "RuntimeDefault"},
                         },
-                        **pod_placement(platform, front),
+                        **pod_placement(platform, front_of(platform)),
                         "containers": [container],
                     },
                 },
