@@ -43,13 +43,14 @@ def wait_until_empty(
 
 @click.command()
 @click.option("--within", "within_s", type=float, required=True, help="Seconds that what runs here may take to end.")
-def leave(within_s: float) -> None:
-    """Drain this node and wait until nothing runs on it."""
+@click.option("--node", help="Id of the node (default: the one that this runs on).")
+def leave(within_s: float, node: str | None) -> None:
+    """Drain a node and wait until nothing runs on it."""
     configure_logs()
     begun_s = time.monotonic()
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     try:
-        node_id = ray.get_runtime_context().get_node_id()
+        node_id = node or ray.get_runtime_context().get_node_id()
         if not drain(node_id, why="the pod is to go", within_s=within_s):
             event(LOG, "leave_refused", node=node_id)
             return

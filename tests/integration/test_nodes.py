@@ -6,6 +6,9 @@ import asyncio
 import base64
 import io
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -182,6 +185,20 @@ def test_a_node_that_is_to_be_preempted_is_drained_and_its_replica_moves_to_anot
     assert second in alive(serving)
     # Ray ends a node that drains as soon as nothing is on it any more, or when its time is up.
     wait_for(lambda: first not in alive(serving))
+
+
+def test_a_node_that_leaves_waits_for_its_replica_to_move(serving: Any, tmp_path: Path) -> None:
+    deploy(platform_of(tmp_path, spare=0, replicas_min=1))
+    first = wait_for(home_of_mugs)
+    leave = [sys.executable, "-m", "deployments.leave", "--within", "100", "--node", first]
+    address = {"RAY_ADDRESS": serving.get_runtime_context().gcs_address}
+    left = subprocess.run(
+        leave, env={**os.environ, **address}, capture_output=True, text=True, check=False, timeout=150
+    )
+    assert left.returncode == 0, left.stderr
+    assert '"node_left"' in left.stderr and '"empty": true' in left.stderr, left.stderr
+    # It waited until the replica was gone from there, and another one runs.
+    assert wait_for(lambda: (home := home_of_mugs()) != first and home) in alive(serving)
 
 
 def alive(ray: Any) -> set[str]:
