@@ -49,7 +49,7 @@ def node_of(group: dict[str, Any]) -> Node:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """What prod has at its least, which has room for the others: its front nodes, with the head on one, and a GPU node."""
+    """What prod has at its least, which has room for the others: its front nodes, the head on one, and a GPU node."""
     groups = {name: rendered(name)[0]["rayClusterConfig"]["workerGroupSpecs"] for name in ENVIRONMENTS}
     assert len({str(node_of(shared)) for _, shared in groups.values()}) == 1
     front, *others = [node_of(group) for group in groups["prod"] for _ in range(group["minReplicas"])]
