@@ -15,15 +15,22 @@ from cotenant.manifests.kubernetes.access import namespace, priority_classes, se
 from cotenant.manifests.kubernetes.cluster import pods_at_min
 from cotenant.manifests.kubernetes.disruption import disruption_budgets
 from cotenant.manifests.kubernetes.door import http_service, outside_door
-from cotenant.manifests.kubernetes.kustomization import SCHEMA_FILE, kustomization, merge_keys
+from cotenant.manifests.kubernetes.kustomization import SCHEMA_FILE, component, kustomization, merge_keys
 from cotenant.manifests.kubernetes.monitoring import pod_monitoring
 from cotenant.manifests.kubernetes.network import network_policies
 from cotenant.manifests.kubernetes.objects import Object
 from cotenant.manifests.kubernetes.rayservice import ray_service
 from cotenant.manifests.kubernetes.redis import redis
 from cotenant.manifests.kubernetes.spare import spare_capacity
+from cotenant.manifests.kubernetes.standalone import external_metric_hpa, ingress_deployment, keda_scaler
 from cotenant.manifests.site import Site
 
+#: What the variants of the ingress say of themselves.
+NO_RAY_WORKERS = (
+    "An ingress outside of Ray, scaled by the queue's metric. Ray workers can't be scaled so: RayService and\n"
+    "RayCluster have no scale subresource. The ingress that Serve runs needs no metric; this is the other way."
+)
+USE_COMPONENT = "Not part of the environment. An overlay adds it with `components: [{folder}]`."
 #: Addresses that nobody outside of the container reaches.
 _LOOPBACK = ("127.", "localhost", "::1")
 
@@ -49,6 +56,14 @@ def environment_files(platform: Platform, plan: Plan) -> Files:
     files = {f"{name}.yaml": yaml_text(objects, command) for name, objects in parts}
     files["kustomization.yaml"] = yaml_text([kustomization(list(files))], command)
     files[SCHEMA_FILE] = merge_keys()
+    if platform.jobs.ingresses:
+        for scaler, objects in (("hpa", external_metric_hpa(platform)), ("keda", keda_scaler(platform))):
+            folder = f"ingress-{scaler}"
+            files[f"{folder}/ingress.yaml"] = yaml_text(ingress_deployment(platform), command, NO_RAY_WORKERS)
+            files[f"{folder}/{scaler}.yaml"] = yaml_text(objects, command, NO_RAY_WORKERS)
+            files[f"{folder}/kustomization.yaml"] = yaml_text(
+                [component(["ingress.yaml", f"{scaler}.yaml"])], command, USE_COMPONENT.format(folder=folder)
+            )
     return files
 
 

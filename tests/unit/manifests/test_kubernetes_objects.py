@@ -18,6 +18,7 @@ from cotenant.errors import PlanError
 from cotenant.gpu.plan import Plan, plan
 from cotenant.manifests.environment import cluster_objects, environment_files
 from cotenant.manifests.kubernetes.sizing import allocatable
+from cotenant.manifests.resolved import platform_file
 from cotenant.manifests.rules import broken, cpu_shortages, pods_of, requested
 from tests.contracts.manifest_schemas import problems
 
@@ -384,6 +385,47 @@ def test_a_machine_with_few_cores_for_its_replicas_is_warned_of(tmp_path: Path) 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_two_runs_give_the_same_bytes(environment: str) -> None:
     assert environment_files(*shipped(environment)) == environment_files(*shipped(environment))
+
+
+@pytest.mark.parametrize("scaler", ["hpa", "keda"])
+def test_a_plain_ingress_is_scaled_by_the_backlog_and_breaks_no_rule(scaler: str) -> None:
+    platform, the_plan = shipped("prod")
+    files = environment_files(platform, the_plan)
+    folder = f"ingress-{scaler}"
+    ingress = list(yaml.safe_load_all(files[f"{folder}/ingress.yaml"]))
+    scalers = list(yaml.safe_load_all(files[f"{folder}/{scaler}.yaml"]))
+    assert [line for each in (*ingress, *scalers) for line in problems(each)] == []
+    assert broken(ingress, platform, the_plan) == []
+    (deployment,) = of_kind(ingress, "Deployment")
+    assert "replicas" not in deployment["spec"]
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > platform.jobs.drain_s
+    target = scalers[-1]["spec"]["scaleTargetRef"]
+    assert target["name"] == deployment["metadata"]["name"]
+    assert "num_undelivered_messages" in json.dumps(scalers)
+    assert platform.jobs.subscription in json.dumps(scalers)
+    assert "Ray workers can't be scaled so" in files[f"{folder}/{scaler}.yaml"]
+    least = scalers[-1]["spec"].get("minReplicas", scalers[-1]["spec"].get("minReplicaCount"))
+    assert least == {"hpa": 1, "keda": 0}[scaler]
+
+
+@pytest.mark.parametrize("environment", ["local", *ENVIRONMENTS])
+def test_the_file_of_one_environment_says_the_same_platform(environment: str, tmp_path: Path) -> None:
+    platform = load_platform(SHIPPED, environment)
+    (tmp_path / "platform.yaml").write_text(platform_file(platform))
+    assert load_platform(tmp_path / "platform.yaml", environment) == platform
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl")
+def test_an_overlay_adds_a_plain_ingress(tmp_path: Path) -> None:
+    for path, text in environment_files(*shipped("prod")).items():
+        (tmp_path / "prod" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "prod" / path).write_text(text)
+    overlay = {"resources": ["prod"], "components": ["prod/ingress-keda"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    done = subprocess.run(["kubectl", "kustomize", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    kinds = {each["kind"] for each in yaml.safe_load_all(done.stdout)}
+    assert {"RayService", "ScaledObject", "Deployment"} <= kinds
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl")
