@@ -14,6 +14,7 @@ from cotenant.errors import EnvironmentFault, PlanError
 from cotenant.gpu.plan import Plan, plan
 from cotenant.manifests.environment import environment_files
 from cotenant.manifests.files import HEADER, Files
+from cotenant.manifests.rules import cpu_shortages
 
 Render = Callable[[Platform, Plan], Files]
 _TARGETS: dict[str, Render] = {"gke": environment_files}
@@ -69,7 +70,8 @@ def _on_gke(file: Path) -> tuple[str, ...]:
 def _rendered(file: Path, environment: str, render: Render) -> Files:
     platform, notes = with_budgets(load_platform(file, environment))
     the_plan = plan(platform)
-    for warning in (*notes, *the_plan.warnings):
+    short = cpu_shortages(platform, the_plan) if platform.gke is not None else []
+    for warning in (*notes, *the_plan.warnings, *short):
         click.secho(f"{environment}: {warning}", fg="yellow", err=True)
     return render(platform, the_plan)
 

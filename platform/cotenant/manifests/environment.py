@@ -23,6 +23,7 @@ from cotenant.manifests.kubernetes.rayservice import ray_service
 from cotenant.manifests.kubernetes.redis import redis
 from cotenant.manifests.kubernetes.spare import spare_capacity
 from cotenant.manifests.kubernetes.standalone import external_metric_hpa, ingress_deployment, keda_scaler
+from cotenant.manifests.rules import broken
 from cotenant.manifests.site import Site
 
 #: What the variants of the ingress say of themselves.
@@ -50,9 +51,16 @@ def cluster_objects(platform: Platform, plan: Plan) -> list[Object]:
 
 
 def environment_files(platform: Platform, plan: Plan) -> Files:
-    """The files of `kuberay/<environment>/`. Raises PlanError as `cluster_objects`."""
+    """The files of `kuberay/<environment>/`.
+
+    Raises:
+        PlanError: as `cluster_objects`, or the objects break a rule that holds between them.
+    """
     command = command_for(platform.environment)
     parts = [(name, objects) for name, objects in _parts(platform, plan) if objects]
+    found = broken([each for _, objects in parts for each in objects], platform, plan)
+    if found:
+        raise PlanError("\n".join(f"environment {platform.environment}: {line}" for line in found))
     files = {f"{name}.yaml": yaml_text(objects, command) for name, objects in parts}
     files["kustomization.yaml"] = yaml_text([kustomization(list(files))], command)
     files[SCHEMA_FILE] = merge_keys()
