@@ -14,7 +14,7 @@ from cotenant.config import Platform, load_platform
 from cotenant.errors import EnvironmentFault, PlanError
 from cotenant.gpu.machines import MACHINES
 from cotenant.gpu.plan import plan
-from cotenant.manifests.files import Files
+from cotenant.manifests.files import HEADER, Files
 from cotenant.manifests.vm import vm_files
 from cotenant.manifests.vm.compose import stop_grace_s
 
@@ -212,6 +212,12 @@ def test_on_google_cloud_the_image_is_the_environments_own_and_scripts_come_alon
         ".env.example",
         "secrets.env.example",
     }
+
+
+def test_a_copied_example_is_the_users_own_and_not_a_generated_file_to_be_cleared_away(environment: Platform) -> None:
+    for name, text in generated(environment).items():
+        marked = any(line.startswith(HEADER) for line in text.splitlines()[:2])
+        assert marked == (not name.endswith(".example")), name
 
 
 def test_the_same_platform_gives_the_same_files(environment: Platform) -> None:

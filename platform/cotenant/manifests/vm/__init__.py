@@ -35,8 +35,9 @@ def vm_files(platform: Platform, plan: Plan, platform_file: str = "platform.yaml
     files = {
         "compose.yaml": yaml_text([compose(platform, host, platform_file)], command, _note(platform, host)),
         "Caddyfile": header(command) + caddyfile(platform),
-        ".env.example": header(command) + _settings(platform, host, platform_file),
-        "secrets.env.example": header(command) + _secrets(platform),
+        # Without the header: what is copied from them is the user's, not something generated to be cleared away.
+        ".env.example": _settings(platform, host, platform_file),
+        "secrets.env.example": _secrets(platform),
     }
     if host.site is not None and host.machine is not None:
         files["startup.sh"] = startup_script(platform, host, host.site, command)

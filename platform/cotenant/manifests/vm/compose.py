@@ -195,7 +195,7 @@ def _pubsub(platform: Platform) -> dict[str, Any]:
             "start",
             f"--host-port=0.0.0.0:{EMULATOR_PORT}",
             f"--project={platform.jobs.project}",
-            "--data-dir=/tmp/pubsub",
+            "--data-dir=/tmp",
         ],
         "user": f"{USER_ID}:{GROUP_ID}",
         "init": True,
