@@ -7,6 +7,7 @@ import base64
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from cotenant.config import load_platform
+from cotenant.gpu.machines import MACHINES
 from cotenant.gpu.plan import plan
 from cotenant.manifests.files import Files
 from cotenant.manifests.vm import vm_files
@@ -41,6 +43,7 @@ case "$line" in
         nvidia-container-toolkit) cp "$0" "$REHEARSAL/bin/nvidia-ctk" ;;
       esac
     done ;;
+  "docker login "*) cat >/dev/null ;;
   "docker compose version") [[ -f "$REHEARSAL/docker" ]] ;;
   "python3 cuda_installer.pyz"*) echo "installed for the next start" >>"$REHEARSAL/installer" ;;
   "blkid --match-tag"*) echo 1234-abcd ;;
@@ -345,6 +348,24 @@ def test_a_dry_run_prints_and_does_nothing(machine: Rehearsal) -> None:
     commands = [shlex.split(line.removeprefix("+ ")) for line in said.splitlines() if line.startswith("+ ")]
     assert ["gcloud", "compute", "firewall-rules", "create"] in [command[:4] for command in commands]
     assert "k1" not in said
+
+
+def test_the_page_shows_the_command_that_is_run(machine: Rehearsal) -> None:
+    (machine.files / "secrets.env").write_text(KEYS)
+    said = machine.run("create.sh", "--dry-run", "create")
+    (run,) = [shlex.split(line.removeprefix("+ ")) for line in said.splitlines() if "compute instances create" in line]
+    page = (ROOT / "docs/one-vm.md").read_text()
+    shown = page[page.index("gcloud compute instances create cotenant-dev ") :].partition("```")[0]
+    assert shlex.split(shown.replace("\\\n", " ")) == run
+
+
+def test_the_page_shows_the_prices_of_the_table() -> None:
+    page = (ROOT / "docs/one-vm.md").read_text()
+    rows = re.findall(r"^\| ([a-z0-9-]+-[0-9]+g?) \|[^|]*\| \$([0-9.]+) \| \$([0-9.]+)", page, re.MULTILINE)
+    assert len(rows) == 5
+    for name, on_demand, spot in rows:
+        machine = MACHINES[name]
+        assert (on_demand, spot) == (f"{machine.usd_per_h(spot=False):.2f}", f"{machine.usd_per_h(spot=True):.2f}")
 
 
 def test_a_machine_without_keys_is_not_made(machine: Rehearsal) -> None:

@@ -31,6 +31,7 @@ from cotenant.cli.options import platform_options, with_budgets
 from cotenant.config import Platform, load_platform
 from cotenant.config.home import home
 from cotenant.errors import CotenantError, DeployFailed, EnvironmentFault
+from cotenant.gateway.keys import load_keys
 from cotenant.gpu.plan import plan
 from cotenant.gpu.probe import count_gpus
 from cotenant.jobs.queue import emulator
@@ -216,6 +217,7 @@ def _require_no_neighbours(running: Collection[str], ours: Collection[str]) -> N
 def _start(platform: Platform, console: Console, no_emulator: bool) -> RunState:
     """Start Ray (and the emulator) for `platform` and say so."""
     spec = node_spec(platform)
+    load_keys(platform.gateway, os.environ)  # a door that may not open is to be said now, not when Ray is there
     emulator_host, emulator_process = _pubsub(platform, console, no_emulator)
     with console.status("Ray starts") as status:
         environment = {"PYTHONPATH": _python_path(), "COTENANT_HOME": str(home())}
