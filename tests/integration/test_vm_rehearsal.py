@@ -240,6 +240,13 @@ def test_a_driver_that_is_too_old_is_refused(machine: Rehearsal) -> None:
     assert "needs NVIDIA driver 570 or later" in machine.run("startup.sh", fails=True)
 
 
+def test_a_machine_without_gpu_is_given_no_driver_and_no_toolkit(machine: Rehearsal) -> None:
+    script = machine.files / "startup.sh"
+    script.write_text(script.read_text().replace("\ngpus=1\n", "\ngpus=0\n"))
+    assert "starts; watch it" in machine.run("startup.sh")
+    assert not any("nvidia" in call or call.startswith("python3") for call in machine.calls())
+
+
 def test_without_a_data_disk_it_runs_and_says_what_that_means(machine: Rehearsal) -> None:
     (machine.root / "dev/disk/by-id/google-cotenant-data").unlink()
     assert "goes with it" in machine.run("startup.sh")

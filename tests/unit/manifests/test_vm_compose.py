@@ -214,6 +214,38 @@ def test_on_google_cloud_the_image_is_the_environments_own_and_scripts_come_alon
     }
 
 
+@pytest.mark.parametrize(
+    ("pool", "lines"),
+    [
+        pytest.param(
+            L4,
+            ["model=(--provisioning-model=SPOT --instance-termination-action=STOP --maintenance-policy=TERMINATE)"],
+            id="spot",
+        ),
+        pytest.param(
+            {"accelerator": "nvidia-tesla-t4", "machine": "n1-standard-8"},
+            ["model=(--maintenance-policy=TERMINATE --accelerator=type=nvidia-tesla-t4,count=1)"],
+            id="n1 gets its GPU by name",
+        ),
+        pytest.param(
+            {"accelerator": "cpu", "vram_gib": 8, "machine": "e2-standard-8"},
+            ["model=(--maintenance-policy=MIGRATE)", "image_project=debian-cloud", "image_family=debian-12"],
+            id="cpu",
+        ),
+    ],
+)
+def test_a_machine_is_had_as_its_pool_says(tmp_path: Path, pool: dict[str, Any], lines: list[str]) -> None:
+    files = generated(platform(tmp_path, {"shared": pool}, gke=GKE))
+    assert set(lines) <= set(files["create.sh"].splitlines())
+    assert f"gpus={0 if pool['accelerator'] == 'cpu' else 1}" in files["startup.sh"].splitlines()
+
+
+def test_the_zone_is_the_environments_first_or_the_regions(tmp_path: Path) -> None:
+    chosen = generated(platform(tmp_path, {"shared": L4}, gke={**GKE, "zones": ["us-central1-c"]}))
+    assert "zone=us-central1-c" in chosen["create.sh"].splitlines()
+    assert "zone=us-central1-a" in generated(platform(tmp_path, {"shared": L4}, gke=GKE))["create.sh"].splitlines()
+
+
 def test_a_copied_example_is_the_users_own_and_not_a_generated_file_to_be_cleared_away(environment: Platform) -> None:
     for name, text in generated(environment).items():
         marked = any(line.startswith(HEADER) for line in text.splitlines()[:2])
