@@ -31,9 +31,11 @@ from cotenant.cli.options import platform_options, with_budgets
 from cotenant.config import Platform, load_platform
 from cotenant.config.home import home
 from cotenant.errors import CotenantError, DeployFailed, EnvironmentFault
+from cotenant.gateway.keys import load_keys
 from cotenant.gpu.plan import plan
 from cotenant.gpu.probe import count_gpus
 from cotenant.jobs.queue import emulator
+from cotenant.manifests.one_machine import gpus_of_machine, only_gpu_pool
 from cotenant.manifests.pools import node_resources
 from cotenant.manifests.serve import serve_config
 
@@ -47,10 +49,13 @@ FAILED_SETTLES_S = 3.0
 @click.option("--address", envvar="RAY_API_SERVER_ADDRESS", help="Join the Ray whose dashboard is at this URL.")
 @click.option("--timeout", "timeout_s", default=900.0, show_default=True, help="Seconds until all must be running.")
 @click.option("--no-emulator", is_flag=True, help="Do not start the Pub/Sub emulator; serve jobs from memory.")
-def up(file: Path, environment: str, address: str | None, timeout_s: float, no_emulator: bool) -> None:
+@click.option("--host", help="Address the HTTP door listens on, instead of gateway.host: 0.0.0.0 in a container.")
+def up(
+    file: Path, environment: str, *, address: str | None, timeout_s: float, no_emulator: bool, host: str | None
+) -> None:
     """Run an environment on this machine: Ray, the workloads, both front doors."""
     console = Console(stderr=True, highlight=False)
-    platform, notes = with_budgets(absolute_paths(load_platform(file, environment), Path.cwd()))
+    platform, notes = with_budgets(absolute_paths(listening(load_platform(file, environment), host), Path.cwd()))
     the_plan = plan(platform)
     for warning in (*notes, *the_plan.warnings):
         console.print(f"[yellow]note[/] {warning}")
@@ -94,6 +99,13 @@ def up(file: Path, environment: str, address: str | None, timeout_s: float, no_e
     _print_urls(platform, state, console)
 
 
+def listening(platform: Platform, host: str | None) -> Platform:
+    """`platform` with its HTTP door on `host`, if one is given: what a container publishes is not for it to say."""
+    if host is None:
+        return platform
+    return platform.model_copy(update={"gateway": platform.gateway.model_copy(update={"host": host})})
+
+
 def absolute_paths(platform: Platform, base: Path) -> Platform:
     """`platform` with its local paths (job store, key file, templates, model folders) made absolute from `base`."""
 
@@ -122,15 +134,8 @@ def absolute_paths(platform: Platform, base: Path) -> Platform:
 
 def node_spec(platform: Platform) -> ray_node.NodeSpec:
     """What one machine must offer to run `platform`. Raises EnvironmentFault if no one machine can."""
-    gpu_pools = {name: pool for name, pool in platform.pools.items() if pool.holds_workloads}
-    if len(gpu_pools) > 1:
-        raise EnvironmentFault(
-            f"environment {platform.environment} has {len(gpu_pools)} GPU pools ({', '.join(gpu_pools)}) and one "
-            "machine can be one of them; name one environment with a single GPU pool, or `cotenant compile` and "
-            "`serve deploy` on a cluster"
-        )
-    pool = next(iter(gpu_pools.values()))
-    gpus = pool.gpus_per_node * (pool.nodes.max if pool.accelerator == "cpu" else 1)
+    _, pool = only_gpu_pool(platform)
+    gpus = gpus_of_machine(pool)
     if pool.accelerator == "cpu":
         _require_memory(gpus * (pool.vram_gib or 0), platform.environment)
     else:
@@ -212,6 +217,7 @@ def _require_no_neighbours(running: Collection[str], ours: Collection[str]) -> N
 def _start(platform: Platform, console: Console, no_emulator: bool) -> RunState:
     """Start Ray (and the emulator) for `platform` and say so."""
     spec = node_spec(platform)
+    load_keys(platform.gateway, os.environ)  # a door that may not open is to be said now, not when Ray is there
     emulator_host, emulator_process = _pubsub(platform, console, no_emulator)
     with console.status("Ray starts") as status:
         environment = {"PYTHONPATH": _python_path(), "COTENANT_HOME": str(home())}

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from cotenant.cli.machine import ray_node
 from cotenant.cli.machine.ray_node import NodeSpec
-from cotenant.cli.up import _last_words, absolute_paths, node_spec
+from cotenant.cli.up import _last_words, absolute_paths, listening, node_spec, up
 from cotenant.config import Platform, load_platform
 from cotenant.errors import EnvironmentFault
 
@@ -53,6 +54,23 @@ def test_a_local_diffusion_folder_becomes_absolute_and_other_names_stay(tmp_path
     image = absolute_paths(platform(tmp_path, workloads=workloads), Path("/srv/shop")).workloads["painter"].image
     assert image is not None
     assert image.model == made
+
+
+def test_a_container_has_its_door_listen_to_whatever_docker_publishes(tmp_path: Path) -> None:
+    given = platform(tmp_path)
+    assert listening(given, None) is given
+    assert listening(given, "0.0.0.0").gateway.host == "0.0.0.0"
+
+
+def test_a_door_without_keys_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COTENANT_HOME", str(tmp_path))
+    monkeypatch.delenv("COTENANT_API_KEYS", raising=False)
+    workloads = {"mockups": {"mockup": {}, "gpu": {"vram_gib": 3}}}
+    platform(tmp_path, {"shared": {"accelerator": "cpu", "vram_gib": 4}}, workloads=workloads)
+    done = CliRunner().invoke(up, ["-f", str(tmp_path / "platform.yaml"), "--host", "0.0.0.0"])
+    assert isinstance(done.exception, EnvironmentFault)
+    assert "listens on 0.0.0.0" in str(done.exception)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_machine_offers_every_node_of_a_cpu_pool_and_the_resource_of_each_pool(tmp_path: Path) -> None:
