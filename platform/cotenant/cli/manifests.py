@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -15,9 +16,9 @@ from cotenant.gpu.plan import Plan, plan
 from cotenant.manifests.environment import environment_files
 from cotenant.manifests.files import HEADER, Files
 from cotenant.manifests.rules import cpu_shortages
+from cotenant.manifests.vm import vm_files
 
-Render = Callable[[Platform, Plan], Files]
-_TARGETS: dict[str, Render] = {"gke": environment_files}
+TARGETS = ("gke", "compose")
 #: Lines of a difference that are shown.
 _SHOWN = 20
 
@@ -26,54 +27,73 @@ _SHOWN = 20
 @click.option(
     "-f", "--file", type=click.Path(path_type=Path), default=DEFAULT_FILE, show_default=True, help="The platform file."
 )
-@click.option("-e", "--env", "names", multiple=True, help="Environment; may be repeated (default: all that have gke).")
-@click.option("--target", type=click.Choice(list(_TARGETS)), default="gke", show_default=True, help="For what.")
+@click.option("-e", "--env", "names", multiple=True, help="Environment; may be repeated (gke: all that have gke).")
+@click.option("--target", type=click.Choice(TARGETS), default="gke", show_default=True, help="For what.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("kuberay"), show_default=True,
-    help="Folder that gets a folder for each environment.",
+    "--out", type=click.Path(path_type=Path, file_okay=False),
+    help="Folder (default: kuberay, with a folder for each environment; compose: images).",
 )  # fmt: skip
 @click.option("--check", is_flag=True, help="Write nothing; fail if what is there differs.")
 @click.option("--stdout", is_flag=True, help="Write nothing; print.")
-def manifests(  # noqa: PLR0917 - click gives them by name
-    file: Path, names: tuple[str, ...], target: str, out: Path, check: bool, stdout: bool
-) -> None:
-    """Write what an environment needs on GKE: RayService, network, node pools, set-up script, …"""
-    wanted = names or _on_gke(file)
-    rendered = {name: _rendered(file, name, _TARGETS[target]) for name in wanted}
+def manifests(*, file: Path, names: tuple[str, ...], target: str, out: Path | None, check: bool, stdout: bool) -> None:
+    """Write what an environment needs elsewhere.
+
+    gke: RayService, network, node pools, set-up script. compose: one machine with Docker.
+    """
+    folders = dict(_rendered(file, names, target, out))
     if stdout:
-        for files in rendered.values():
+        for files in folders.values():
             for path, text in files.items():
                 click.echo(f"# {path}\n{text}" if path.endswith(".yaml") else f"{path}:\n{text}")
         return
     if check:
-        differences = [each for name, files in rendered.items() for each in differing(out / name, files)]
+        differences = [each for folder, files in folders.items() for each in differing(folder, files)]
         if differences:
-            raise EnvironmentFault("\n".join([*differences, "run `cotenant manifests` and commit what it writes"]))
-        click.echo(f"{sum(map(len, rendered.values()))} files of {', '.join(rendered)} are up to date")
+            again = "" if target == "gke" else f" --target {target}"
+            raise EnvironmentFault(
+                "\n".join([*differences, f"run `cotenant manifests{again}` and commit what it writes"])
+            )
+        click.echo(f"{sum(map(len, folders.values()))} files in {', '.join(map(str, folders))} are up to date")
         return
-    for name, files in rendered.items():
-        changed = write(out / name, files)
-        click.echo(f"{out / name}: {len(files)} files, {len(changed)} changed")
+    for folder, files in folders.items():
+        changed = write(folder, files)
+        click.echo(f"{folder}: {len(files)} files, {len(changed)} changed")
         for path in changed:
             click.echo(f"  {path}")
+
+
+def _rendered(file: Path, names: tuple[str, ...], target: str, out: Path | None) -> Iterator[tuple[Path, Files]]:
+    """Each folder and what belongs in it."""
+    if target == "gke":
+        for name in names or _on_gke(file):
+            yield (out or Path("kuberay")) / name, environment_files(*_planned(file, name))
+    else:
+        (name,) = _one(names, target)
+        folder = out or Path("images")
+        yield folder, vm_files(*_planned(file, name), platform_file=os.path.relpath(file, folder))
+
+
+def _one(names: tuple[str, ...], target: str) -> tuple[str, ...]:
+    if len(names) != 1:
+        raise click.UsageError(f"--target {target} is for one environment; name it with -e, e.g. -e dev")
+    return names
 
 
 def _on_gke(file: Path) -> tuple[str, ...]:
     found = tuple(name for name in environments(file) if load_platform(file, name).gke is not None)
     if not found:
-        raise PlanError(
-            f"{file}: no environment has a gke section; add e.g. gke: {{project: acme, region: us-central1}}"
-        )
+        hint = "add e.g. gke: {project: acme, region: us-central1}"
+        raise PlanError(f"{file}: no environment has a gke section; {hint}")
     return found
 
 
-def _rendered(file: Path, environment: str, render: Render) -> Files:
+def _planned(file: Path, environment: str) -> tuple[Platform, Plan]:
     platform, notes = with_budgets(load_platform(file, environment))
     the_plan = plan(platform)
     short = cpu_shortages(platform, the_plan) if platform.gke is not None else []
     for warning in (*notes, *the_plan.warnings, *short):
         click.secho(f"{environment}: {warning}", fg="yellow", err=True)
-    return render(platform, the_plan)
+    return platform, the_plan
 
 
 def differing(folder: Path, files: Files) -> list[str]:
@@ -111,14 +131,20 @@ def write(folder: Path, files: Files) -> list[str]:
 
 
 def _stale(folder: Path, files: Files) -> list[Path]:
-    """Files there that were generated, by their header, and aren't any more. What somebody added stays."""
+    """Files there that the same command generated, by their header, and doesn't any more. All others stay."""
     kept = {folder / path for path in files}
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in kept and _generated(path)]
+    ours = {made for text in files.values() if (made := _header(text.splitlines()[:2])) is not None}
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path not in kept)
+    return [path for path in found if _header(_first_lines(path)) in ours]
 
 
-def _generated(path: Path) -> bool:
+def _header(lines: Iterable[str]) -> str | None:
+    return next((line for line in lines if line.startswith(HEADER)), None)
+
+
+def _first_lines(path: Path) -> list[str]:
     try:
         with path.open(encoding="utf-8") as text:
-            return any(line.startswith(HEADER) for line in (text.readline(), text.readline()))
+            return [text.readline().rstrip("\n") for _ in range(2)]
     except UnicodeDecodeError:
-        return False
+        return []
