@@ -309,6 +309,11 @@ class Pool(Model):
         pattern=r"^[0-9]+g\.[0-9]+gb$",
         description="MIG profile, e.g. 1g.10gb: every GPU is cut into such slices, and each slice is a GPU of its own.",
     )
+    mps: bool = Field(
+        False,
+        description="On Kubernetes, start CUDA's MPS daemon beside Ray on each node, so that the driver itself refuses "
+        "what goes past a budget.",
+    )
     nodes: Nodes = Field(default_factory=Nodes)
     spot: bool = Field(False, description="Take spot capacity: cheaper, and may be reclaimed.")
     usd_per_h: float | None = Field(

@@ -206,6 +206,21 @@ def test_pods_may_take_as_long_to_go_as_the_longest_job_and_the_doors_as_their_d
     assert group(without, "whole")["template"]["spec"]["terminationGracePeriodSeconds"] == 330
 
 
+def test_mps_starts_with_the_container_where_a_pool_asks_for_it(tmp_path: Path) -> None:
+    file = tmp_path / "platform.yaml"
+    file.write_text(
+        WIDE.format(gke="zones: [europe-west4-a]", ingresses=1).replace(
+            "gpus_per_node: 2", "gpus_per_node: 2, mps: true"
+        )
+    )
+    platform = load_platform(file, "live")
+    objects = cluster_objects(platform, plan(platform))
+    container = group(objects, "whole")["template"]["spec"]["containers"][0]
+    assert "nvidia-cuda-mps-control -d" in container["lifecycle"]["postStart"]["exec"]["command"][-1]
+    assert "CUDA_MPS_PIPE_DIRECTORY" in {each["name"] for each in container["env"]}
+    assert "postStart" not in group(objects, "slices")["template"]["spec"]["containers"][0]["lifecycle"]
+
+
 def test_doors_are_kept_apart_where_the_front_pool_has_room_for_the_next_version(tmp_path: Path) -> None:
     def per_node(platform: Platform, the_plan: Plan) -> Any:
         (service,) = of_kind(cluster_objects(platform, the_plan), "RayService")

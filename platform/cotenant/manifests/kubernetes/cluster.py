@@ -12,10 +12,11 @@ from cotenant.gpu.plan import Plan
 from cotenant.manifests.gke.placement import has_gpu, pod_placement
 from cotenant.manifests.kubernetes.access import priority_name
 from cotenant.manifests.kubernetes.containers import (
+    MPS_SETTINGS,
     door_probe,
     door_secrets,
-    drain_hook,
     grace_s,
+    lifecycle,
     pod_security,
     ray_container,
     raylet_probe,
@@ -168,9 +169,9 @@ def _worker(platform: Platform, plan: Plan, site: Site, name: str) -> Object:
         site=site,
         image=image,
         room=worker_room(platform, name, gpus_per_node=planned.gpus_per_node if planned is not None else 1),
-        env=[*settings(site), *(door_secrets(platform) if is_front else [])],
+        env=[*settings(site, MPS_SETTINGS if pool.mps else {}), *(door_secrets(platform) if is_front else [])],
         gpus=gpus,
-        lifecycle=drain_hook(grace_s(platform, plan, name)),
+        lifecycle=lifecycle(grace_s(platform, plan, name), mps=pool.mps),
         livenessProbe=raylet_probe(period_s=10, failures=30),
         **(door if is_front else {"readinessProbe": raylet_probe(period_s=5, failures=6)}),
     )

@@ -24,6 +24,8 @@ SECRET = "cotenant-secrets"  # noqa: S105 - its name
 _END_S = 30
 #: What the gateway takes to finish its answers (`deployments.gateway.GRACE_S`), and the time until nobody asks it more.
 _GATEWAY_S = 75
+#: Where clients find CUDA's MPS daemon.
+MPS_SETTINGS = {"CUDA_MPS_PIPE_DIRECTORY": "/tmp/nvidia-mps", "CUDA_MPS_LOG_DIRECTORY": "/tmp/nvidia-mps-log"}  # noqa: S108
 #: Where Ray's agent on the node answers.
 AGENT_PORT = 52365
 
@@ -93,10 +95,18 @@ def pod_security() -> Object:
     }
 
 
-def drain_hook(grace: int) -> Object:
-    """`lifecycle` that drains the node before it goes."""
+def lifecycle(grace: int, *, mps: bool = False) -> Object:
+    """Drains the node before it goes. With `mps`, CUDA's daemon starts with the container.
+
+    The daemon must have its clients' user, shared memory and process numbers, so it runs in their container, not in
+    one of its own; where it can't start, the container doesn't.
+    """
     drain = ["python", "-m", "deployments.leave", "--within", str(grace - _END_S)]
-    return {"preStop": {"exec": {"command": drain}}}
+    hooks: Object = {"preStop": {"exec": {"command": drain}}}
+    if mps:
+        start = 'mkdir -p "$CUDA_MPS_PIPE_DIRECTORY" "$CUDA_MPS_LOG_DIRECTORY" && nvidia-cuda-mps-control -d'
+        hooks["postStart"] = {"exec": {"command": ["bash", "-c", start]}}
+    return hooks
 
 
 def raylet_probe(*, period_s: int, failures: int) -> Object:
