@@ -92,7 +92,9 @@ def test_serve_deploy_places_every_workload_in_its_pool_with_its_share(
     assert done.returncode == 0, done.stderr
     with ServeApi(cluster.dashboard, cluster.environment["RAY_AUTH_TOKEN_PATH"]) as api:
         wanted = {application["name"] for application in config["applications"]}
-        wait_for(lambda: {name for name, app in api.applications().items() if app.ready} == wanted, api.applications)
+        wait_for(
+            lambda: {name for name, app in api.applications().items() if app.ready} == wanted, lambda: unready(api)
+        )
     door = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"authorization": "Bearer secret"}, timeout=30)
     assert door.get("/healthz").status_code == 200
     assert httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=30).status_code == 401
@@ -128,6 +130,14 @@ for name in sys.argv[1:]:
         replicas[name] = [{"pool": pools[where["node"]], "gpus": where["gpus"]}] * running
 print(json.dumps({"replicas": replicas, "gpu": ray.available_resources().get("GPU", 0.0)}))
 """
+
+
+def unready(api: ServeApi) -> list[str]:
+    return [
+        f"{name}: {app.status} {app.replicas} {app.message}"
+        for name, app in api.applications().items()
+        if not app.ready
+    ]
 
 
 def wait_for(condition: Callable[[], bool], say: Callable[[], object], within_s: float = 150.0) -> None:
