@@ -29,7 +29,7 @@ pytestmark = [
 FAKE = Path(__file__).parent / "fake_cloud" / "fake"
 PLAYED = ("gcloud", "kubectl", "helm", "curl", "git", "go", "sleep", "cotenant")
 #: At which changes it is stopped: each of them, of so many.
-EACH = {"refuse": 13, "kill": 11}
+EACH = {"refuse": 17, "kill": 15}
 SECRETS = {"COTENANT_API_KEYS": "acme:very-secret", "COTENANT_WEBHOOK_SECRETS": "acme:whsec_x"}
 FILE = """
 workloads:
