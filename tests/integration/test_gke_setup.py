@@ -248,6 +248,14 @@ def test_a_bucket_elsewhere_and_an_old_cluster_are_refused(cloud: Cloud) -> None
     assert "runs 1.34.1-gke.5 and the platform file asks for 1.35.2-gke.1842000" in refused.stderr
 
 
+def test_the_subscription_of_another_environment_is_not_taken(cloud: Cloud) -> None:
+    (cloud.memory / "things" / "pubsub_subscriptions_jobs-cotenant").write_text("cotenant prod\n")
+    refused = cloud.run("--only", "queue")
+    assert refused.returncode == 1
+    assert "jobs-cotenant in project acme is that of cotenant prod" in refused.stderr
+    assert cloud.changes == []
+
+
 def test_what_cannot_be_looked_up_is_not_taken_for_missing(cloud: Cloud) -> None:
     bin_folder = cloud.folder / "bin"
     (bin_folder / "gcloud").unlink()

@@ -140,6 +140,12 @@ def test_what_cannot_work_on_gke_is_told(tmp_path: Path, old: str, new: str, say
     assert [problem for problem in region_problems(platform) if says in problem]
 
 
+def test_an_account_needs_a_name_that_is_long_enough(tmp_path: Path) -> None:
+    (tmp_path / "platform.yaml").write_text("name: x" + FILE.replace("  prod:", "  dev:"))
+    problems = region_problems(load_platform(tmp_path / "platform.yaml", "dev"))
+    assert [one for one in problems if "would be called x-dev, and Google Cloud wants at least 6" in one]
+
+
 def test_a_sound_environment_has_no_problems(tmp_path: Path) -> None:
     assert region_problems(platform_of(tmp_path)) == ()
 

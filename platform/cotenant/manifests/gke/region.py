@@ -11,6 +11,7 @@ from cotenant.manifests.site import Site
 
 #: From this version a compute class makes node pools without auto-provisioning of the whole cluster.
 AUTO_POOLS_SINCE = "1.33.3-gke.1136000"
+_SHORTEST_ACCOUNT = 6
 
 
 def region_problems(platform: Platform) -> tuple[str, ...]:
@@ -40,6 +41,12 @@ def _problems(platform: Platform) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield (
             f"gke.node_pools is auto, which needs gke.version {AUTO_POOLS_SINCE} or later and has {site.gke.version}",
             ("gke", "version"),
+        )
+    if len(site.service_account) < _SHORTEST_ACCOUNT:
+        yield (
+            f"the environment's account would be called {site.service_account}, and Google Cloud wants at least "
+            f"{_SHORTEST_ACCOUNT} characters; write a longer name",
+            ("name",),
         )
     if platform.front_pool is None:
         yield (

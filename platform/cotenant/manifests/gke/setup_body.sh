@@ -301,8 +301,20 @@ each_grant() {
   done
 }
 
+# labels_of KIND NAME: platform and environment that a topic or subscription is labelled with, in `answer`.
+labels_of() {
+  look gcloud pubsub "$1" describe "$2" --project="$JOBS_PROJECT" \
+    --format='value[separator=" "](labels.platform,labels.environment)'
+}
+
 do_queue() {
-  local number=PROJECT_NUMBER
+  local number=PROJECT_NUMBER name
+  for name in "${SUBSCRIPTIONS[@]}"; do
+    if labels_of subscriptions "$name" && [[ -n "${answer// /}" && "$answer" != "$PLATFORM $ENVIRONMENT" ]]; then
+      die "subscription $name in project $JOBS_PROJECT is that of $answer: two environments would take each other's \
+jobs; give this one names of its own (jobs: topic, subscription, results, dead_letter)"
+    fi
+  done
   if ! ((${#SUBSCRIPTIONS[@]})); then
     say "  no ingress serves jobs here"
     each_grant "serviceAccount:$EMAIL" "${GRANTS[@]}"
@@ -639,11 +651,7 @@ gone() {
 }
 
 # ours KIND NAME: whether a topic or subscription carries our labels.
-ours() {
-  look gcloud pubsub "$1" describe "$2" --project="$JOBS_PROJECT" \
-    --format='value[separator=" "](labels.platform,labels.environment)' &&
-    [[ "$answer" == "$PLATFORM $ENVIRONMENT" ]]
-}
+ours() { labels_of "$1" "$2" && [[ "$answer" == "$PLATFORM $ENVIRONMENT" ]]; }
 
 confirm() {
   local typed
