@@ -1,6 +1,6 @@
 """What sets an environment up on Google Cloud: `gke/setup.sh`, and the definitions that it sends.
 
-The script is the environment's names and lists, then `setup_body.sh`, which is the same for all. Node pools are sent as
+The script is the environment's names and lists, then the parts in `script/`, which are the same for all. Node pools are sent as
 they lie in `gke/node-pools/`, so what was checked here is what GKE gets.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -48,6 +48,8 @@ SYSTEM_MACHINE, SYSTEM_NODES_MAX = "e2-standard-2", 3
 #: Size of the disk image with the engines' image unpacked in it.
 NODE_IMAGE_GB = 60
 
+#: Parts of the script, in their order.
+_PARTS = ("helpers", "steps", "deleting", "main")
 _KEEP_VERSIONS, _UNTAGGED_DAYS, _SCRATCH_DAYS = 10, 14, 7
 
 _Value: TypeAlias = "str | bool | int | Sequence[str]"
@@ -68,11 +70,16 @@ def setup_files(
     if _baked(platform):
         files["gke/scratch-lifecycle.json"] = _json(_scratch_lifecycle())
     values = {**_names(site, file), **_lists(platform, site, queue), **_pool_lines(pools), **_secrets(platform, site)}
-    body = (Path(__file__).parent / "setup_body.sh").read_text(encoding="utf-8")
     files["gke/setup.sh"] = "".join(
-        ("#!/usr/bin/env bash\n", header(command), "set -euo pipefail\n\n", *map(_line, values.items()), "\n", body)
+        ("#!/usr/bin/env bash\n", header(command), "set -euo pipefail\n\n", *map(_line, values.items()), *_body())
     )
     return files
+
+
+def _body() -> Iterator[str]:
+    folder = Path(__file__).parent / "script"
+    for part in _PARTS:
+        yield "\n" + (folder / f"{part}.sh").read_text(encoding="utf-8")
 
 
 def _names(site: Site, file: str) -> Mapping[str, _Value]:
