@@ -1,7 +1,7 @@
 """What sets an environment up on Google Cloud: `gke/setup.sh`, and the definitions that it sends.
 
-The script is the environment's names and lists, then the parts in `script/`, which are the same for all. Node pools are sent as
-they lie in `gke/node-pools/`, so what was checked here is what GKE gets.
+The script is the environment's names and lists, then the parts in `script/`, which are the same for all. Node pools are
+sent as they lie in `gke/node-pools/`, so what was checked here is what GKE gets.
 """
 
 from __future__ import annotations
