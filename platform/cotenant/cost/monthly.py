@@ -68,6 +68,15 @@ class Cost:
         return math.fsum(pool.monthly_usd(pool.nodes_at_max) for pool in self.pools if not pool.holds_workloads)
 
     @property
+    def usd_per_h_at_min(self) -> float:
+        """All nodes of the environment per hour, the front's too; machines only, as `gpu.machines` prices them."""
+        return (self.gpu_usd_at_min + self.front_usd_at_min) / HOURS_PER_MONTH
+
+    @property
+    def usd_per_h_at_max(self) -> float:
+        return (self.gpu_usd_at_max + self.front_usd_at_max) / HOURS_PER_MONTH
+
+    @property
     def _gpu(self) -> tuple[PoolCost, ...]:
         return tuple(pool for pool in self.pools if pool.holds_workloads)
 

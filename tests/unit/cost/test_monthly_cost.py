@@ -48,6 +48,13 @@ def test_front_pools_are_counted_apart() -> None:
     assert found.gpu_usd_at_max == HOURS_PER_MONTH
 
 
+def test_an_hour_is_that_of_all_nodes() -> None:
+    front = {"machine": "e2-standard-4", "usd_per_h": 0.1, "nodes": {"min": 1, "max": 4}}
+    found = cost({"w": workload(5, 1, 8)}, front=front, shared=L4)
+    assert found.usd_per_h_at_min == pytest.approx(1.1)
+    assert found.usd_per_h_at_max == pytest.approx(2.4)
+
+
 def test_a_pool_without_a_known_price_is_named_and_counts_for_nothing() -> None:
     found = cost({"w": workload(5, 1, 1)}, shared={"accelerator": "nvidia-l4", "machine": "moon-1"})
     assert found.unpriced == ("shared",)

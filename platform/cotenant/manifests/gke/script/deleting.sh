@@ -1,0 +1,150 @@
+# --- deleting -------------------------------------------------------------------------------------------------------
+
+# gone WHAT LOOK-UP... -- COMMAND...: run the command if the look-up finds something.
+gone() {
+  local what=$1
+  local -a find=()
+  shift
+  while [[ "$1" != -- ]]; do
+    find+=("$1")
+    shift
+  done
+  shift
+  if look "${find[@]}"; then
+    run "$@"
+  else
+    say "  - $what is not there"
+  fi
+}
+
+# ours KIND NAME: whether a topic or subscription carries our labels.
+ours() { labels_of "$1" "$2" && [[ "$answer" == "$PLATFORM $ENVIRONMENT" ]]; }
+
+confirm() {
+  local typed
+  if $dry || $yes; then return; fi
+  say "This deletes environment $ENVIRONMENT of $PLATFORM (namespace $NAMESPACE, node pools, topics, subscriptions)."
+  ! $shared || say "And what environments share: cluster $CLUSTER, network, registry with its images, disk images."
+  ! $delete_data || say "And the bucket gs://$RESULTS_BUCKET with every result."
+  read -r -p "The cluster's name, to go on: " typed || typed=""
+  [[ "$typed" == "$CLUSTER" ]] || die "that is not $CLUSTER: nothing was deleted"
+}
+
+# Pools of other environments in our cluster, one a line.
+strangers() {
+  look gcloud container node-pools list --cluster="$CLUSTER" --location="$REGION" --project="$PROJECT" \
+    --format='value(name,config.resourceLabels.cotenant_environment)' || return 0
+  awk -v mine="$ENVIRONMENT" 'NF > 1 && $2 != mine {print $1}' <<<"$answer"
+}
+
+destroy_environment() {
+  local name line index
+  say "environment: what runs in the cluster"
+  if connect; then
+    gone "namespace $NAMESPACE" kubectl get namespace "$NAMESPACE" --output=name -- \
+      kubectl delete namespace "$NAMESPACE" --wait=true --timeout=15m
+    run kubectl delete priorityclasses.scheduling.k8s.io,computeclasses.cloud.google.com --ignore-not-found \
+      --selector="app.kubernetes.io/part-of=$PLATFORM,cotenant-environment=$ENVIRONMENT"
+    say "environment: node pools"
+    for ((index = ${#NODE_POOLS[@]} - 1; index >= 0; index--)); do
+      name="${NODE_POOLS[index]%% *}"
+      if pool_answer "$name" 'value(name)'; then delete_pool "$name"; else say "  - node pool $name is not there"; fi
+    done
+  else
+    say "  - cluster $CLUSTER is not there"
+  fi
+  if [[ -n "$DOMAIN" ]]; then
+    say "environment: address and certificate"
+    gone "entry of $DOMAIN" gcloud certificate-manager maps entries describe "$CERTIFICATE" --map="$CERTIFICATE" \
+      --project="$PROJECT" -- gcloud certificate-manager maps entries delete "$CERTIFICATE" --map="$CERTIFICATE" \
+      --project="$PROJECT" --quiet
+    gone "certificate map" gcloud certificate-manager maps describe "$CERTIFICATE" --project="$PROJECT" -- \
+      gcloud certificate-manager maps delete "$CERTIFICATE" --project="$PROJECT" --quiet
+    gone "certificate" gcloud certificate-manager certificates describe "$CERTIFICATE" --project="$PROJECT" -- \
+      gcloud certificate-manager certificates delete "$CERTIFICATE" --project="$PROJECT" --quiet
+    gone "proof of the domain" gcloud certificate-manager dns-authorizations describe "$CERTIFICATE" \
+      --project="$PROJECT" -- gcloud certificate-manager dns-authorizations delete "$CERTIFICATE" \
+      --project="$PROJECT" --quiet
+    gone "address" gcloud compute addresses describe "$ADDRESS" --global --project="$PROJECT" -- \
+      gcloud compute addresses delete "$ADDRESS" --global --project="$PROJECT" --quiet
+  fi
+  say "environment: topics and subscriptions"
+  for name in "${SUBSCRIPTIONS[@]}"; do
+    if ours subscriptions "$name"; then
+      run gcloud pubsub subscriptions delete "$name" --project="$JOBS_PROJECT"
+    else
+      say "  - subscription $name is not there, or not ours"
+    fi
+  done
+  for name in "${TOPICS[@]}"; do
+    if ours topics "$name"; then
+      run gcloud pubsub topics delete "$name" --project="$JOBS_PROJECT"
+    else
+      say "  - topic $name is not there, or not ours"
+    fi
+  done
+  say "environment: buckets and account"
+  for name in "${WEIGHTS[@]}"; do
+    revoke roles/storage.objectViewer "serviceAccount:$EMAIL" "storage buckets" "gs://$name"
+  done
+  for line in "${GRANTS[@]}"; do
+    [[ "$line" == bucket\ * ]] || continue
+    read -r _ name line <<<"$line"
+    revoke "$line" "serviceAccount:$EMAIL" "storage buckets" "gs://$name"
+  done
+  if $delete_data && [[ -n "$RESULTS_BUCKET" ]]; then
+    gone "bucket gs://$RESULTS_BUCKET" gcloud storage buckets describe "gs://$RESULTS_BUCKET" -- \
+      gcloud storage rm --recursive "gs://$RESULTS_BUCKET"
+  elif [[ -n "$RESULTS_BUCKET" ]]; then
+    say "  gs://$RESULTS_BUCKET is kept (--delete-data deletes it)"
+  fi
+  gone "account $ACCOUNT" gcloud iam service-accounts describe "$EMAIL" --project="$PROJECT" -- \
+    gcloud iam service-accounts delete "$EMAIL" --project="$PROJECT" --quiet
+}
+
+destroy_shared() {
+  local others role repository image
+  say "shared: cluster"
+  others="$(strangers)"
+  [[ -z "$others" ]] || die "cluster $CLUSTER still has node pools of other environments: ${others//$'\n'/, }. Delete \
+those environments first; this one is gone"
+  gone "cluster $CLUSTER" gcloud container clusters describe "$CLUSTER" --location="$REGION" --project="$PROJECT" -- \
+    gcloud container clusters delete "$CLUSTER" --location="$REGION" --project="$PROJECT" --quiet
+  say "shared: disk images"
+  if look gcloud compute images list --project="$PROJECT" --filter="family=$REPOSITORY-engines" --no-standard-images \
+    --format='value(name)'; then
+    for image in $answer; do
+      run gcloud compute images delete "$image" --project="$PROJECT" --quiet
+    done
+  fi
+  gone "bucket gs://$SCRATCH_BUCKET" gcloud storage buckets describe "gs://$SCRATCH_BUCKET" -- \
+    gcloud storage rm --recursive "gs://$SCRATCH_BUCKET"
+  say "shared: registry"
+  for repository in "$MIRROR" "$REPOSITORY"; do
+    gone "repository $repository" gcloud artifacts repositories describe "$repository" --project="$PROJECT" \
+      --location="$REGION" -- gcloud artifacts repositories delete "$repository" --project="$PROJECT" \
+      --location="$REGION" --quiet
+  done
+  say "shared: account of the nodes"
+  for role in "${NODE_ROLES[@]}"; do
+    revoke "$role" "serviceAccount:$NODE_EMAIL" projects "$PROJECT"
+  done
+  gone "account $NODE_ACCOUNT" gcloud iam service-accounts describe "$NODE_EMAIL" --project="$PROJECT" -- \
+    gcloud iam service-accounts delete "$NODE_EMAIL" --project="$PROJECT" --quiet
+  say "shared: network"
+  gone "NAT $CLUSTER" gcloud compute routers nats describe "$CLUSTER" --router="$CLUSTER" --project="$PROJECT" \
+    --region="$REGION" -- gcloud compute routers nats delete "$CLUSTER" --router="$CLUSTER" --project="$PROJECT" \
+    --region="$REGION" --quiet
+  gone "router $CLUSTER" gcloud compute routers describe "$CLUSTER" --project="$PROJECT" --region="$REGION" -- \
+    gcloud compute routers delete "$CLUSTER" --project="$PROJECT" --region="$REGION" --quiet
+  if [[ "$NETWORK" == "$CLUSTER" ]]; then
+    gone "subnetwork $SUBNETWORK" gcloud compute networks subnets describe "$SUBNETWORK" --project="$PROJECT" \
+      --region="$REGION" -- gcloud compute networks subnets delete "$SUBNETWORK" --project="$PROJECT" \
+      --region="$REGION" --quiet
+    gone "network $NETWORK" gcloud compute networks describe "$NETWORK" --project="$PROJECT" -- \
+      gcloud compute networks delete "$NETWORK" --project="$PROJECT" --quiet
+  else
+    say "  network $NETWORK was not made here and is kept"
+  fi
+  say "Services stay enabled: others may use them."
+}

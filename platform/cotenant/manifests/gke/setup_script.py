@@ -1,0 +1,195 @@
+"""What sets an environment up on Google Cloud: `gke/setup.sh`, and the definitions that it sends.
+
+The script is the environment's names and lists, then the parts in `script/`, which are the same for all. Node pools are
+sent as they lie in `gke/node-pools/`, so what was checked here is what GKE gets.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from cotenant.config import Platform
+from cotenant.manifests.files import Files, header
+from cotenant.manifests.gke.buckets import results_bucket, scratch_bucket, weights
+from cotenant.manifests.gke.node_pools import DIGEST_LABEL, node_pools
+from cotenant.manifests.gke.placement import has_gpu
+from cotenant.manifests.gke.queue import Queue, Right
+from cotenant.manifests.kubernetes.cluster import TOKEN_SECRET
+from cotenant.manifests.kubernetes.containers import SECRET
+from cotenant.manifests.kubernetes.door import address_name, certificate_map
+from cotenant.manifests.kubernetes.redis import SECRET as REDIS_SECRET
+from cotenant.manifests.site import IMAGES, Site
+
+#: Google Cloud's services that an environment uses.
+SERVICES = (
+    "artifactregistry.googleapis.com",
+    "certificatemanager.googleapis.com",
+    "cloudbuild.googleapis.com",
+    "compute.googleapis.com",
+    "container.googleapis.com",
+    "containerfilesystem.googleapis.com",
+    "containerscanning.googleapis.com",
+    "iam.googleapis.com",
+    "iamcredentials.googleapis.com",
+    "logging.googleapis.com",
+    "monitoring.googleapis.com",
+    "pubsub.googleapis.com",
+    "storage.googleapis.com",
+)
+#: What the nodes' account may do in the project: write logs and metrics, and stream images. It reads images by a right
+#: on their repositories.
+NODE_ROLES = ("roles/container.defaultNodeServiceAccount", "roles/serviceusage.serviceUsageConsumer")
+#: The cluster's own node pool, for what GKE and KubeRay run: one node, at the most so many.
+SYSTEM_MACHINE, SYSTEM_NODES_MAX = "e2-standard-2", 3
+#: Size of the disk image with the engines' image unpacked in it.
+NODE_IMAGE_GB = 60
+
+#: Parts of the script, in their order.
+_PARTS = ("helpers", "steps", "deleting", "main")
+_KEEP_VERSIONS, _UNTAGGED_DAYS, _SCRATCH_DAYS = 10, 14, 7
+
+_Value: TypeAlias = "str | bool | int | Sequence[str]"
+
+
+def setup_files(
+    platform: Platform, queue: Queue, *, command: str = "cotenant manifests", file: str = "platform.yaml"
+) -> Files:
+    """Everything below `gke/` of an environment's folder. `file` is the platform file, from where the script is run.
+
+    Raises:
+        PlanError: the environment has no `gke`, or a pool can't be a node pool.
+    """
+    site = Site.of(platform)
+    pools = node_pools(platform)
+    files = {f"gke/node-pools/{pool['name']}.json": _json({"nodePool": pool}) for pool in pools}
+    files["gke/cleanup-policy.json"] = _json(_cleanup_policy())
+    if _baked(platform):
+        files["gke/scratch-lifecycle.json"] = _json(_scratch_lifecycle())
+    values = {**_names(site, file), **_lists(platform, site, queue), **_pool_lines(pools), **_secrets(platform, site)}
+    files["gke/setup.sh"] = "".join(
+        ("#!/usr/bin/env bash\n", header(command), "set -euo pipefail\n\n", *map(_line, values.items()), *_body())
+    )
+    return files
+
+
+def _body() -> Iterator[str]:
+    folder = Path(__file__).parent / "script"
+    for part in _PARTS:
+        yield "\n" + (folder / f"{part}.sh").read_text(encoding="utf-8")
+
+
+def _names(site: Site, file: str) -> Mapping[str, _Value]:
+    return {
+        "DEFAULT_PLATFORM_FILE": file,
+        "PLATFORM": site.platform,
+        "ENVIRONMENT": site.environment,
+        "PROJECT": site.gke.project,
+        "REGION": site.gke.region,
+        "ZONES": site.gke.zones,
+        "CLUSTER": site.cluster,
+        "LEAST_VERSION": site.gke.version,
+        "NAMESPACE": site.namespace,
+        "REPOSITORY": site.repository,
+        "MIRROR": site.mirror,
+        "NODE_ACCOUNT": site.node_account,
+        "NODE_EMAIL": site.node_account_email,
+        "ACCOUNT": site.service_account,
+        "EMAIL": site.service_account_email,
+        "DOMAIN": site.gke.domain or "",
+        "ADDRESS": address_name(site),
+        "CERTIFICATE": certificate_map(site),
+        "SYSTEM_MACHINE": SYSTEM_MACHINE,
+        "SYSTEM_NODES_MAX": SYSTEM_NODES_MAX,
+        "NODE_IMAGE": site.node_image,
+        "NODE_IMAGE_GB": NODE_IMAGE_GB,
+        "ENGINES_IMAGE": site.image("engines"),
+        "IMAGES": [site.image(image) for image in IMAGES],
+    }
+
+
+def _lists(platform: Platform, site: Site, queue: Queue) -> Mapping[str, _Value]:
+    return {
+        "APIS": SERVICES,
+        "NODE_ROLES": NODE_ROLES,
+        "BAKED": _baked(platform),
+        "RESULTS_BUCKET": results_bucket(platform) or "",
+        "WEIGHTS": weights(platform),
+        "SCRATCH_BUCKET": scratch_bucket(site),
+        "JOBS_PROJECT": queue.project,
+        "TOPICS": queue.topics,
+        "SUBSCRIPTIONS": queue.subscriptions,
+        "GRANTS": _right_lines(queue.rights),
+        "AGENT_GRANTS": _right_lines(queue.agent_rights),
+    }
+
+
+def _baked(platform: Platform) -> bool:
+    """Whether some node has the images on a disk of their own."""
+    return Site.of(platform).gke.baked and any(has_gpu(pool) for pool in platform.pools.values())
+
+
+def _right_lines(rights: Sequence[Right]) -> list[str]:
+    return [f"{right.kind} {right.name} {right.role}" for right in rights]
+
+
+def _pool_lines(pools: Sequence[Mapping[str, Any]]) -> Mapping[str, _Value]:
+    """Of each: name, digest, and what is changed in place."""
+    lines = []
+    for pool in pools:
+        scaling, digest = pool["autoscaling"], pool["config"]["resourceLabels"][DIGEST_LABEL]
+        lines.append(
+            f"{pool['name']} {digest} {scaling['totalMinNodeCount']} {scaling['totalMaxNodeCount']} "
+            f"{scaling['locationPolicy']}"
+        )
+    return {"NODE_POOLS": lines}
+
+
+def _secrets(platform: Platform, site: Site) -> Mapping[str, _Value]:
+    needed = platform.gateway.keys_env
+    optional = platform.jobs.webhooks_env
+    return {
+        "SECRET": SECRET,
+        "SECRET_KEYS": [key for key in (needed, optional) if key],
+        "NEEDED_KEY": needed or "",
+        "TOKEN_SECRET": TOKEN_SECRET,
+        "REDIS_SECRET": REDIS_SECRET,
+        "OWN_REDIS": site.gke.redis is None,
+    }
+
+
+def _line(item: tuple[str, _Value]) -> str:
+    """`readonly NAME=value`, so that no value is ever read as shell."""
+    name, value = item
+    if isinstance(value, bool):
+        return f"readonly {name}={str(value).lower()}\n"
+    if isinstance(value, (str, int)):
+        return f"readonly {name}={shlex.quote(str(value))}\n"
+    return f"readonly -a {name}=({' '.join(map(shlex.quote, value))})\n"
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _cleanup_policy() -> list[dict[str, Any]]:
+    """Of each image the newest versions stay; besides those, what has no tag goes after a while."""
+    return [
+        {
+            "name": "keep-newest",
+            "action": {"type": "Keep"},
+            "mostRecentVersions": {"keepCount": _KEEP_VERSIONS},
+        },
+        {
+            "name": "delete-untagged",
+            "action": {"type": "Delete"},
+            "condition": {"tagState": "untagged", "olderThan": f"{_UNTAGGED_DAYS}d"},
+        },
+    ]
+
+
+def _scratch_lifecycle() -> dict[str, Any]:
+    return {"rule": [{"action": {"type": "Delete"}, "condition": {"age": _SCRATCH_DAYS}}]}

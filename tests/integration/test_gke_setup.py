@@ -1,0 +1,389 @@
+"""`setup.sh` run by bash, with everything that it calls played by `fake_cloud/fake`, which remembers what exists."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cotenant.cli.queue_names import queue_names
+from cotenant.config import load_platform
+from cotenant.manifests.gke.setup_script import setup_files
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash 4.4"),
+]
+
+FAKE = Path(__file__).parent / "fake_cloud" / "fake"
+PLAYED = ("gcloud", "kubectl", "helm", "curl", "git", "go", "sleep", "cotenant")
+#: At which changes it is stopped: each of them, of so many.
+EACH = {"refuse": 17, "kill": 15}
+SECRETS = {"COTENANT_API_KEYS": "acme:very-secret", "COTENANT_WEBHOOK_SECRETS": "acme:whsec_x"}
+FILE = """
+workloads:
+  mockups: {mockup: {}, gpu: {vram_gib: 2}}
+  writer: {llm: {model: gs://acme-weights/qwen3}, gpu: {vram_gib: 12}}
+jobs: {store: gs://acme-results/dev}
+gateway: {host: 0.0.0.0}
+environments:
+  dev:
+    pools:
+      front: {machine: e2-standard-4, nodes: {min: 1, max: MOST}}
+      shared: {accelerator: nvidia-l4, machine: MACHINE, spot: true, nodes: {max: 3}}
+    gke: {project: acme, region: us-central1, domain: api.example.org}
+"""
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """A folder with the script, the platform file, the played commands and their memory."""
+
+    folder: Path
+
+    @property
+    def memory(self) -> Path:
+        return self.folder / "memory"
+
+    def write(self, *, most: int = 2, machine: str = "g2-standard-8") -> None:
+        file = self.folder / "platform.yaml"
+        file.write_text(FILE.replace("MOST", str(most)).replace("MACHINE", machine))
+        platform = load_platform(file, "dev")
+        queue = queue_names(platform)
+        for name, text in setup_files(platform, queue, file="platform.yaml").items():
+            target = self.folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text)
+        names = [f"topics {name}" for name in queue.topics] + [f"subscriptions {name}" for name in queue.subscriptions]
+        (self.memory / "queue").write_text("".join(f"{name}\n" for name in names))
+        (self.memory / "images").write_text(
+            "".join(f"us-central1-docker.pkg.dev/acme/cotenant/{name}:0.1.0\n" for name in ("doors", "engines"))
+        )
+
+    def run(self, *options: str, typed: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        settings = {
+            **os.environ,
+            **SECRETS,
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+            "FAKE": str(self.memory),
+            **environment,
+        }
+        for name in ("calls", "changes"):
+            (self.memory / name).write_text("")
+        return subprocess.run(
+            ["bash", "gke/setup.sh", *options], cwd=self.folder, env=settings, input=typed, text=True,
+            capture_output=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    @property
+    def changes(self) -> list[str]:
+        return (self.memory / "changes").read_text().splitlines()
+
+    @property
+    def calls(self) -> list[list[str]]:
+        return [shlex.split(line) for line in (self.memory / "calls").read_text().splitlines()]
+
+    def there(self) -> set[str]:
+        return {each.name for each in (self.memory / "things").iterdir()}
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Cloud:
+    (tmp_path / "bin").mkdir()
+    for name in PLAYED:
+        (tmp_path / "bin" / name).symlink_to(FAKE)
+    for name in ("things", "policies"):
+        (tmp_path / "memory" / name).mkdir(parents=True)
+    made = Cloud(tmp_path)
+    made.write()
+    return made
+
+
+def ran(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_second_run_changes_nothing(cloud: Cloud) -> None:
+    first = ran(cloud.run())
+    made = cloud.changes
+    assert "make container clusters cotenant" in made
+    assert [line for line in made if "node-pools" in line] == [
+        "make container node-pools dev-front",
+        "make container node-pools dev-shared",
+        "make container node-pools dev-shared-od",
+    ]
+    assert made.index("make compute images cotenant-engines-0-1-0") < made.index("make container node-pools dev-shared")
+    assert "[13/13] pools" in first
+    before = cloud.there()
+    ran(cloud.run())
+    assert cloud.changes == []
+    assert cloud.there() == before
+
+
+def test_a_dry_run_says_every_command_and_changes_nothing(cloud: Cloud) -> None:
+    shown = ran(cloud.run("--dry-run"))
+    assert cloud.changes == []
+    assert cloud.there() == set()
+    assert "would run: gcloud container clusters create cotenant" in shown
+    assert "would run: curl --request POST" in shown
+    assert "Nothing was changed" in shown
+    ran(cloud.run())
+    assert "would run" not in ran(cloud.run("--dry-run"))
+    ran(cloud.run("--dry-run", "--destroy", "--shared", "--delete-data"))
+    assert cloud.changes == []
+
+
+def test_no_secret_is_shown_or_given_as_an_argument(cloud: Cloud) -> None:
+    done = cloud.run()
+    said = ran(done) + done.stderr + (cloud.memory / "calls").read_text()
+    for value in (*SECRETS.values(), "token-of-nobody"):
+        assert value not in said
+        assert base64.b64encode(value.encode()).decode() not in said
+    secret = (cloud.memory / "things" / "secret_cotenant-secrets").read_text()
+    assert f"COTENANT_API_KEYS: {base64.b64encode(b'acme:very-secret').decode()}" in secret
+    tokens = [
+        (cloud.memory / "things" / f"secret_{name}").read_text() for name in ("cotenant-ray-token", "cotenant-redis")
+    ]
+    assert len({base64.b64decode(re.findall(r": (\S+)$", token)[0]) for token in tokens}) == 2
+
+
+def test_secrets_may_come_from_a_file_and_without_any_it_says_which_it_needs(cloud: Cloud) -> None:
+    none = dict.fromkeys(SECRETS, "")
+    refused = cloud.run(**none)
+    assert refused.returncode == 1
+    assert "needs COTENANT_API_KEYS" in refused.stderr
+    assert "stopped in step namespace" in refused.stderr
+    (cloud.folder / "secrets").write_text("COTENANT_API_KEYS=acme:from-file=1\n")
+    ran(cloud.run(SECRETS_FILE=str(cloud.folder / "secrets"), **none))
+    secret = (cloud.memory / "things" / "secret_cotenant-secrets").read_text()
+    assert base64.b64encode(b"acme:from-file=1").decode() in secret
+
+
+@pytest.mark.parametrize("way", ["refuse", "kill"])
+def test_stopped_anywhere_it_goes_on_from_there(cloud: Cloud, way: str) -> None:
+    ran(cloud.run())
+    whole, steps = cloud.there(), len(cloud.changes)
+    for at in range(2, steps + 1, EACH[way]):
+        for name in ("things", "policies"):
+            shutil.rmtree(cloud.memory / name)
+            (cloud.memory / name).mkdir()
+        for name in ("apis", "builder"):
+            (cloud.memory / name).unlink(missing_ok=True)
+        (cloud.memory / way).write_text(str(at))
+        stopped = cloud.run()
+        if way == "kill":
+            assert stopped.returncode != 0, at
+        assert not (cloud.memory / way).exists(), at
+        ran(cloud.run())
+        assert cloud.there() == whole, at
+
+
+def test_one_step_alone(cloud: Cloud) -> None:
+    ran(cloud.run("--only", "network"))
+    assert cloud.there() == {
+        "compute_networks_cotenant",
+        "compute_networks_subnets_cotenant",
+        "compute_routers_cotenant",
+        "compute_routers_nats_cotenant",
+    }
+    wrong = cloud.run("--only", "netwrok")
+    assert wrong.returncode == 1
+    assert "takes one of apis network" in wrong.stderr
+
+
+def test_a_changed_number_of_nodes_is_changed_in_place(cloud: Cloud) -> None:
+    ran(cloud.run())
+    cloud.write(most=5)
+    ran(cloud.run())
+    assert cloud.changes == ["update node pool dev-front"]
+    call = next(call for call in cloud.calls if call[:4] == ["gcloud", "container", "node-pools", "update"])
+    assert {"--total-min-nodes=1", "--total-max-nodes=5", "--location-policy=BALANCED"} <= set(call)
+    ran(cloud.run())
+    assert cloud.changes == []
+
+
+def test_a_pool_of_another_definition_is_left_unless_it_is_to_be_replaced(cloud: Cloud) -> None:
+    ran(cloud.run())
+    cloud.write(machine="g2-standard-12")
+    left = cloud.run()
+    ran(left)
+    assert cloud.changes == []
+    assert "node pool dev-shared was made of another definition" in left.stderr
+    ran(cloud.run("--replace"))
+    assert cloud.changes == [
+        f"{verb} container node-pools {name}" for name in ("dev-shared", "dev-shared-od") for verb in ("delete", "make")
+    ]
+
+
+def test_without_pushed_images_it_stops_before_what_needs_them(cloud: Cloud) -> None:
+    (cloud.memory / "images").write_text("")
+    stopped = cloud.run()
+    assert stopped.returncode == 1
+    assert "us-central1-docker.pkg.dev/acme/cotenant/engines:0.1.0" in stopped.stderr
+    assert "container_clusters_cotenant" in cloud.there()
+    assert not any("node-pools" in name for name in cloud.there())
+
+
+def test_a_bucket_elsewhere_and_an_old_cluster_are_refused(cloud: Cloud) -> None:
+    (cloud.memory / "things" / "storage_buckets_gs___acme-results").write_text("EUROPE-WEST4\n")
+    refused = cloud.run()
+    assert refused.returncode == 1
+    assert "gs://acme-results is in europe-west4 and the cluster in us-central1" in refused.stderr
+    (cloud.memory / "things" / "storage_buckets_gs___acme-results").unlink()
+    (cloud.memory / "things" / "container_clusters_cotenant").write_text("1.34.1-gke.5\n")
+    refused = cloud.run()
+    assert refused.returncode == 1
+    assert "runs 1.34.1-gke.5 and the platform file asks for 1.35.2-gke.1842000" in refused.stderr
+
+
+def test_the_subscription_of_another_environment_is_not_taken(cloud: Cloud) -> None:
+    (cloud.memory / "things" / "pubsub_subscriptions_jobs-cotenant").write_text("cotenant prod\n")
+    refused = cloud.run("--only", "queue")
+    assert refused.returncode == 1
+    assert "jobs-cotenant in project acme is that of cotenant prod" in refused.stderr
+    assert cloud.changes == []
+
+
+def test_what_cannot_be_looked_up_is_not_taken_for_missing(cloud: Cloud) -> None:
+    bin_folder = cloud.folder / "bin"
+    (bin_folder / "gcloud").unlink()
+    (bin_folder / "gcloud").write_text('#!/bin/bash\necho "ERROR: PERMISSION_DENIED: no" >&2\nexit 1\n')
+    (bin_folder / "gcloud").chmod(0o755)
+    for options in ((), ("--destroy", "--yes")):
+        refused = cloud.run("--only", "network", *options) if not options else cloud.run(*options)
+        assert refused.returncode == 1
+        assert "PERMISSION_DENIED" in refused.stderr
+
+
+def test_deleting_asks_for_the_clusters_name(cloud: Cloud) -> None:
+    ran(cloud.run())
+    refused = cloud.run("--destroy", typed="something\n")
+    assert refused.returncode == 1
+    assert "nothing was deleted" in refused.stderr
+    assert cloud.changes == []
+    ran(cloud.run("--destroy", typed="cotenant\n"))
+    assert "delete namespace cotenant-dev" in cloud.changes
+
+
+def test_deleting_goes_backwards_and_keeps_results_and_what_is_shared(cloud: Cloud) -> None:
+    ran(cloud.run())
+    ran(cloud.run("--destroy", "--yes"))
+    deleted = [line.removeprefix("delete ") for line in cloud.changes if line.startswith("delete ")]
+    order = [
+        "namespace cotenant-dev",
+        "container node-pools dev-shared-od",
+        "container node-pools dev-shared",
+        "container node-pools dev-front",
+        "certificate-manager maps entries cotenant-dev-http",
+        "certificate-manager maps cotenant-dev-http",
+        "compute addresses cotenant-dev-http",
+        "pubsub subscriptions jobs-cotenant",
+        "pubsub topics jobs",
+        "iam service-accounts cotenant-dev@acme.iam.gserviceaccount.com",
+    ]
+    assert [deleted.index(each) for each in order] == sorted(deleted.index(each) for each in order)
+    left = cloud.there()
+    assert "storage_buckets_gs___acme-results" in left
+    assert {"container_clusters_cotenant", "artifacts_repositories_cotenant", "compute_networks_cotenant"} <= left
+    assert not [name for name in left if "pubsub" in name or "dev" in name]
+    assert "serviceAccount:cotenant-dev@" not in "".join(
+        each.read_text() for each in (cloud.memory / "policies").glob("storage_*")
+    )
+    ran(cloud.run("--destroy", "--yes"))
+    assert [line for line in cloud.changes if not line.startswith("delete objects")] == []
+
+
+def test_deleting_all_leaves_nothing(cloud: Cloud) -> None:
+    ran(cloud.run())
+    ran(cloud.run("--destroy", "--shared", "--delete-data", "--yes"))
+    assert cloud.there() == {"storage_buckets_gs___acme-weights", "deployment_kuberay-operator"}
+    ran(cloud.run("--destroy", "--shared", "--delete-data", "--yes"))
+    assert cloud.changes == []
+
+
+def test_a_cluster_that_others_use_is_not_deleted(cloud: Cloud) -> None:
+    ran(cloud.run())
+    (cloud.memory / "pools").write_text("default-pool\nprod-shared\tprod\ndev-front\tdev\n")
+    refused = cloud.run("--destroy", "--shared", "--yes")
+    assert refused.returncode == 1
+    assert "still has node pools of other environments: prod-shared" in refused.stderr
+    assert "container_clusters_cotenant" in cloud.there()
+
+
+def test_topics_of_another_environment_are_not_deleted(cloud: Cloud) -> None:
+    ran(cloud.run())
+    (cloud.memory / "things" / "pubsub_topics_jobs").write_text("cotenant prod\n")
+    ran(cloud.run("--destroy", "--yes"))
+    assert [name for name in cloud.there() if "pubsub" in name] == ["pubsub_topics_jobs"]
+
+
+def test_deleting_that_was_stopped_goes_on(cloud: Cloud) -> None:
+    ran(cloud.run())
+    (cloud.memory / "refuse").write_text("4")
+    assert cloud.run("--destroy", "--shared", "--delete-data", "--yes").returncode == 1
+    ran(cloud.run("--destroy", "--shared", "--delete-data", "--yes"))
+    assert cloud.there() == {"storage_buckets_gs___acme-weights", "deployment_kuberay-operator"}
+
+
+def test_the_script_is_clean_to_shellcheck(cloud: Cloud) -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("needs shellcheck (Debian: shellcheck)")
+    for script in (cloud.folder / "gke" / "setup.sh", FAKE):
+        done = subprocess.run(["shellcheck", str(script)], text=True, capture_output=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+@cache
+def gcloud_tree() -> dict[str, Any]:
+    """Commands and flags of the Google Cloud SDK that is installed; empty if none is."""
+    found = shutil.which("gcloud")
+    file = Path(found).resolve().parent.parent / "data" / "cli" / "gcloud_completions.py" if found else Path("/nowhere")
+    if not file.is_file():
+        return {}
+    spec = importlib.util.spec_from_file_location("gcloud_completions", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return dict(module.STATIC_COMPLETION_CLI_TREE)
+
+
+def strange_flags(call: list[str], tree: dict[str, Any]) -> Iterator[str]:
+    node, everywhere = tree, set(tree["flags"])
+    for at, word in enumerate(call[1:], start=1):
+        if word in node.get("commands", {}):
+            node = node["commands"][word]
+        elif word.startswith("--"):
+            name = word.split("=")[0]
+            names = {name, name.replace("--no-", "--", 1)}
+            if not names & (set(node.get("flags", {})) | everywhere):
+                yield f"{' '.join(call[1:at])} {name}"
+        elif node.get("commands"):
+            yield f"{' '.join(call[1:at])} {word}"
+
+
+def test_every_command_and_flag_of_gcloud_exists(cloud: Cloud) -> None:
+    tree = gcloud_tree()
+    if not tree:
+        pytest.skip("needs the Google Cloud SDK, whose list of commands is read (nothing is run)")
+    ran(cloud.run())
+    calls = cloud.calls
+    cloud.write(most=7)
+    ran(cloud.run(AUTHORIZED_NETWORKS="203.0.113.0/24", CLUSTER_VERSION="1.36"))
+    calls += cloud.calls
+    ran(cloud.run("--destroy", "--shared", "--delete-data", "--yes"))
+    calls = [call for call in calls + cloud.calls if call[0] == "gcloud"]
+    assert len(calls) > 150
+    assert sorted({strange for call in calls for strange in strange_flags(call, tree)}) == []
