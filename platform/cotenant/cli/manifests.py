@@ -10,11 +10,13 @@ from pathlib import Path
 import click
 
 from cotenant.cli.options import with_budgets
+from cotenant.cli.queue_names import queue_names
 from cotenant.config import DEFAULT_FILE, Platform, environments, load_platform
 from cotenant.errors import EnvironmentFault, PlanError
 from cotenant.gpu.plan import Plan, plan
-from cotenant.manifests.environment import environment_files
+from cotenant.manifests.environment import command_for, environment_files
 from cotenant.manifests.files import HEADER, Files
+from cotenant.manifests.gke.setup_script import setup_files
 from cotenant.manifests.rules import cpu_shortages
 from cotenant.manifests.vm import vm_files
 
@@ -66,11 +68,17 @@ def _rendered(file: Path, names: tuple[str, ...], target: str, out: Path | None)
     """Each folder and what belongs in it."""
     if target == "gke":
         for name in names or _on_gke(file):
-            yield (out or Path("kuberay")) / name, environment_files(*_planned(file, name))
+            yield (out or Path("kuberay")) / name, _on_cluster(file, name)
     else:
         (name,) = _one(names, target)
         folder = out or Path("images")
         yield folder, vm_files(*_planned(file, name), platform_file=os.path.relpath(file, folder))
+
+
+def _on_cluster(file: Path, name: str) -> Files:
+    platform, the_plan = _planned(file, name)
+    script = setup_files(platform, queue_names(platform), command=command_for(name), file=file.as_posix())
+    return {**environment_files(platform, the_plan), **script}
 
 
 def _one(names: tuple[str, ...], target: str) -> tuple[str, ...]:

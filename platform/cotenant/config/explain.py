@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from cotenant.config.base import NAME_PATTERN
 from cotenant.config.document import KeyPath, dotted
 from cotenant.config.model import Platform
 
@@ -49,6 +50,8 @@ def explain(detail: ErrorDetails, path: KeyPath, environment: str) -> str:
         return f"{name} is missing{_described(path)}"
     if kind == "string_pattern_mismatch" and path[-1] == "mig":
         return f"{name} takes a MIG profile in lower case, e.g. 1g.10gb; got {given!r}"
+    if kind == "string_pattern_mismatch" and detail["ctx"]["pattern"] != NAME_PATTERN:
+        return f"{name} does not look like that; got {given!r}{_described(path)}"
     if kind == "string_pattern_mismatch":
         return f"{name}: a name is lower-case letters, digits and dashes, at most 40; got {given!r}"
     if kind == "too_short":

@@ -6,6 +6,7 @@ user would have to change, wherever the value came from.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def load_platform(file: Path | str = DEFAULT_FILE, environment: str = DEFAULT_EN
             platform = _resolve(document, name)
             if platform is not None:
                 platforms[name] = platform
+    _share_no_queue(document, platforms)
     if document.problems:
         raise ConfigError(_unique(document.problems))
     if environment not in platforms:
@@ -49,6 +51,23 @@ def load_platform(file: Path | str = DEFAULT_FILE, environment: str = DEFAULT_EN
         )
         raise ConfigError(document.problems)
     return platforms[environment]
+
+
+def _share_no_queue(document: Document, platforms: Mapping[str, Platform]) -> None:
+    """Two environments of one project that pull from one subscription would take each other's jobs."""
+    first: dict[tuple[str, str], str] = {}
+    for name, platform in platforms.items():
+        jobs = platform.jobs
+        if platform.gke is None or not jobs.ingresses:
+            continue
+        other = first.setdefault((jobs.project, jobs.subscription), name)
+        if other != name:
+            document.problem(
+                document.origin(("environments", name), ("jobs", "subscription")),
+                f"environments {other} and {name} would take each other's jobs: both pull from subscription "
+                f"{jobs.subscription} of project {jobs.project}; give {name} its own jobs, e.g. jobs: {{topic: "
+                f"jobs-{name}, subscription: jobs-{name}, results: results-{name}, dead_letter: dead-{name}}}",
+            )
 
 
 def environments(file: Path | str = DEFAULT_FILE) -> tuple[str, ...]:

@@ -11,10 +11,13 @@ from cotenant.config import Platform
 from cotenant.errors import PlanError
 from cotenant.gpu.plan import Plan
 from cotenant.manifests.files import Files, yaml_text
+from cotenant.manifests.gke.compute_class import compute_classes
+from cotenant.manifests.gke.region import region_problems
 from cotenant.manifests.kubernetes.access import namespace, priority_classes, service_account
 from cotenant.manifests.kubernetes.cluster import pods_at_min
 from cotenant.manifests.kubernetes.disruption import disruption_budgets
 from cotenant.manifests.kubernetes.door import http_service, outside_door
+from cotenant.manifests.kubernetes.front import front_of
 from cotenant.manifests.kubernetes.kustomization import SCHEMA_FILE, component, kustomization, merge_keys
 from cotenant.manifests.kubernetes.monitoring import pod_monitoring
 from cotenant.manifests.kubernetes.network import network_policies
@@ -86,22 +89,18 @@ def _parts(platform: Platform, plan: Plan) -> Sequence[tuple[str, list[Object]]]
         ("disruption", disruption_budgets(platform, pods_at_min(platform, plan))),
         ("monitoring", pod_monitoring(platform)),
         ("spare", spare_capacity(platform, plan)),
+        ("compute-classes", compute_classes(platform)),
         ("rayservice", [ray_service(platform, plan)]),
     )
 
 
 def _check(platform: Platform) -> None:
     """Refuse what can't work in a container on a cluster, all at once."""
-    problems = []
-    if "://" not in platform.jobs.store and platform.jobs.ingresses:
-        problems.append(
-            platform.wrong(
-                f"jobs.store {platform.jobs.store!r} is a folder of one machine, which pods that come and go don't "
-                "share; write e.g. store: gs://BUCKET/results",
-                "jobs",
-                "store",
-            )
-        )
+    problems = list(region_problems(platform))
+    try:
+        front_of(platform)
+    except PlanError as error:
+        problems.append(str(error))
     if platform.gateway.host.startswith(_LOOPBACK):
         problems.append(
             platform.wrong(

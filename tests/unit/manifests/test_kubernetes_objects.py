@@ -89,7 +89,6 @@ def test_every_object_of_the_shipped_environments_is_valid_and_breaks_no_rule(en
         "zones: [europe-west4-a]",
         "spare_by: nodes",
         "spare_by: nodes, version: '1.34'",
-        "node_pools: auto, spare_by: nodes",
         "domain: studio.example, upgrade: incremental",
         "upgrade: none, redis: 'redis.internal:6379', tag: v7",
         f"digests: {{engines: 'sha256:{'a' * 64}', doors: 'sha256:{'b' * 64}'}}",
@@ -102,6 +101,21 @@ def test_mig_several_gpus_and_every_choice_of_the_gke_section_are_valid_and_brea
     objects = cluster_objects(platform, the_plan)
     assert [line for each in objects for line in problems(each)] == []
     assert broken(objects, platform, the_plan) == []
+
+
+def test_where_gke_makes_the_nodes_pods_ask_for_a_compute_class(tmp_path: Path) -> None:
+    file = tmp_path / "platform.yaml"
+    text = WIDE.replace(" mig: 1g.5gb,", "").format(gke="node_pools: auto, spare_by: nodes", ingresses=1)
+    file.write_text(text)
+    platform = load_platform(file, "live")
+    the_plan = plan(platform)
+    objects = cluster_objects(platform, the_plan)
+    assert [line for each in objects for line in problems(each)] == []
+    assert broken(objects, platform, the_plan) == []
+    classes = {each["metadata"]["name"] for each in of_kind(objects, "ComputeClass")}
+    assert classes == {"live-whole", "live-slices"}
+    selected = group(objects, "whole")["template"]["spec"]["nodeSelector"]
+    assert selected == {"cloud.google.com/compute-class": "live-whole"}
 
 
 def test_each_mig_slice_is_a_pod_of_its_own_and_a_node_with_several_gpus_is_one(tmp_path: Path) -> None:
@@ -353,7 +367,7 @@ def test_a_rule_finds(mistake: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("gs://acme-studio/results", "./results", "write e.g. store: gs://BUCKET/results"),
+        ("gs://acme-studio/results", "./results", "write e.g. gs://acme-prod-studio-live/results"),
         ("host: 0.0.0.0", "host: 127.0.0.1", "on a cluster write host: 0.0.0.0"),
         ("nodes: {{min: 3, max: 6}}", "nodes: {{min: 0, max: 6}}", "write nodes: {min: 1}"),
         ("doors:  {{machine: e2-standard-8, nodes: {{min: 3, max: 6}}}}", "", "no pool for the front doors"),

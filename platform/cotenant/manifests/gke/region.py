@@ -27,7 +27,7 @@ def region_problems(platform: Platform) -> tuple[str, ...]:
 
 def _problems(platform: Platform) -> Iterator[tuple[str, tuple[str, ...]]]:
     site, store = Site.of(platform), platform.jobs.store
-    if bucket_of(store) is None:
+    if platform.jobs.ingresses and bucket_of(store) is None:
         yield (
             f"jobs.store is {store}, which is no bucket in {site.gke.region}: results would "
             + ("leave Google Cloud" if "://" in store and not store.startswith("memory:") else "go with the pod")
@@ -47,18 +47,6 @@ def _problems(platform: Platform) -> Iterator[tuple[str, tuple[str, ...]]]:
             f"the environment's account would be called {site.service_account}, and Google Cloud wants at least "
             f"{_SHORTEST_ACCOUNT} characters; write a longer name",
             ("name",),
-        )
-    if platform.front_pool is None:
-        yield (
-            f"environment {platform.environment} has no pool without accelerator, so the doors have no node of their "
-            "own; add e.g. front: {machine: e2-standard-4, nodes: {min: 1, max: 2}}",
-            ("pools",),
-        )
-    elif platform.pools[platform.front_pool].nodes.min < 1:
-        yield (
-            f"pool {platform.front_pool} may have no node, and then nothing can wake the others; write nodes: {{min: "
-            "1, …}",
-            ("pools", platform.front_pool),
         )
 
 
