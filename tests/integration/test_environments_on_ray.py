@@ -87,6 +87,10 @@ def test_serve_deploy_places_every_workload_in_its_pool_with_its_share(
     file = tmp_path / "serve.yaml"
     file.write_text(yaml.safe_dump(config))
     client = {**os.environ, **cluster.environment}
+    # Another environment's replicas would be replaced by a surge, for which this Ray makes no further node.
+    with ServeApi(cluster.dashboard, cluster.environment["RAY_AUTH_TOKEN_PATH"]) as api:
+        api.shutdown()
+        wait_for(lambda: not api.applications(), api.applications)
     serve = [str(Path(sys.executable).parent / "serve"), "deploy", str(file), "--address", cluster.dashboard]
     done = subprocess.run(serve, env=client, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
