@@ -1,4 +1,4 @@
-"""What every backend promises about calls, alone and on a trip. Runs against the in-memory one and against Serve.
+"""What every backend promises about calls, alone and on a trip. Runs in memory, against Serve, and by HTTP.
 
 A subclass gives the fixture `backend`, with one replica of the workload `puppet` around a `Puppet`, and `kill`.
 """
@@ -36,7 +36,7 @@ class Puppet:
         self.cut: list[str] = []
 
     async def call(self, call: Call) -> Reply:
-        wanted = json.loads(call.body)
+        wanted = {name: value for name, value in json.loads(call.body).items() if name not in ("template", "artwork")}
         try:
             reply = await self._do(call, **wanted)
         except asyncio.CancelledError:
@@ -77,7 +77,8 @@ class Puppet:
 
 def order(name: str, deadline_s: float | None = 20.0, files: dict[str, bytes] | None = None, **body: Any) -> Call:
     """A call to the puppet."""
-    return Call("/v1/x", json.dumps(body).encode(), request_id=name, deadline_s=deadline_s, files=files or {})
+    body = {"template": "puppet", **{name: {"file": name} for name in files or {}}, **body}
+    return Call("/v1/mockups", json.dumps(body).encode(), request_id=name, deadline_s=deadline_s, files=files or {})
 
 
 async def read_all(trip: Trip) -> dict[int, Reply | CallError]:
@@ -113,10 +114,10 @@ class BackendContract:
     # --- one call ---
 
     async def test_a_reply_arrives_as_it_was_made(self, backend: Backend) -> None:
-        reply = await backend.call("puppet", order("a1", status=404, files={"art.png": b"\x89\x00\xff"}))
+        reply = await backend.call("puppet", order("a1", status=404, files={"artwork": b"\x89\x00\xff"}))
         assert (reply.status, reply.content_type) == (404, "application/json")
         assert reply.headers == {"x-request-id": "a1"}
-        assert reply.json() == {"for": "a1", "tenant": "", "files": {"art.png": "iQD/"}}
+        assert reply.json() == {"for": "a1", "tenant": "", "files": {"artwork": "iQD/"}}
 
     async def test_a_reply_of_several_mebibytes_arrives_whole(self, backend: Backend) -> None:
         reply = await backend.call("puppet", order("big", reply_bytes=9 << 20))
@@ -263,14 +264,14 @@ class BackendContract:
 
     async def test_many_trips_and_calls_at_once_mix_nothing_up(self, backend: Backend) -> None:
         async def trip(number: int) -> None:
-            calls = [order(f"{number}/{n}", sleep_s=0.01 * (n % 3)) for n in range(3)]
+            calls = [order(f"{number}.{n}", sleep_s=0.01 * (n % 3)) for n in range(3)]
             answers = await read_all(backend.call_many("puppet", calls))
             assert [a.json()["for"] for _, a in sorted(answers.items()) if isinstance(a, Reply)] == [
-                f"{number}/{n}" for n in range(3)
+                f"{number}.{n}" for n in range(3)
             ]
 
         async def call(number: int) -> None:
-            assert (await backend.call("puppet", order(f"alone/{number}"))).json()["for"] == f"alone/{number}"
+            assert (await backend.call("puppet", order(f"alone.{number}"))).json()["for"] == f"alone.{number}"
 
         await asyncio.gather(*(trip(n) for n in range(30)), *(call(n) for n in range(30)))
 

@@ -22,7 +22,8 @@ class Call:
     `body` is the JSON text as the client sent it (empty for GET). `files` are uploads that the body refers to
     by name, as bytes. `accept` is the Accept header, `tenant` the owner of the API key, `deadline_s` the seconds
     that the caller will still wait, `batch` says that nobody is waiting at the other end: a job. `priority` is a job's
-    among jobs, from -10 to 10: a higher one goes first. `units` is its cost (`calls.cost`).
+    among jobs, from -10 to 10: a higher one goes first. `units` is its cost (`calls.cost`). `spilled` says that another
+    platform sent it on to this one, which does not send it further.
     """
 
     url: str
@@ -36,6 +37,7 @@ class Call:
     batch: bool = False
     priority: int = 0
     units: float = 1.0
+    spilled: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import cotenant
 from cotenant.calls import BY_URL, JSON_TYPE, Backend, Call, Directory, Reply, Served, StreamedReply, error_reply
 from cotenant.calls.cost import units_of
 from cotenant.calls.desk import Desk
+from cotenant.calls.hops import hop_of
 from cotenant.config.model import Gateway
 from cotenant.errors import CallError, JobError, Overloaded, ReplicaDied, UnknownWorkload, WorkloadUnavailable
 from cotenant.gateway import openapi
@@ -62,10 +63,12 @@ def create_app(
     *,
     desk: Desk | None = None,
     no_desk: str = NO_JOBS,
+    max_job_s: float | None = None,
 ) -> FastAPI:
     """The gateway's app. Serves whatever `directory_source` says at the moment of each request.
 
-    Files, batches and jobs are asked of `desk`; without one their routes answer 404 with the text `no_desk`.
+    Files, batches and jobs are asked of `desk`; without one their routes answer 404 with the text `no_desk`. A request
+    that another ingress sends as a job may take up to `max_job_s`; None holds it to its workload's deadline.
     """
     app = FastAPI(
         title="cotenant",
@@ -75,7 +78,7 @@ def create_app(
         redirect_slashes=False,
     )
     max_body_bytes = int(gateway.max_body_mib * 2**20)
-    door = _Door(directory_source, backend, max_body_bytes, metrics)
+    door = _Door(directory_source, backend, max_body_bytes, metrics, max_job_s)
     for url, name in (("/v1/chat/completions", "chat"), ("/v1/completions", "completions")):
         app.add_api_route(url, door.language, methods=["POST"], name=name, **openapi.operation(url))
     app.add_api_route("/v1/models", door.models, methods=["GET"], tags=["models"])
@@ -117,12 +120,18 @@ class _Door:
     """The routes' handlers."""
 
     def __init__(
-        self, directory_source: DirectorySource, backend: Backend, max_body_bytes: int, metrics: GatewayMetrics
+        self,
+        directory_source: DirectorySource,
+        backend: Backend,
+        max_body_bytes: int,
+        metrics: GatewayMetrics,
+        max_job_s: float | None,
     ) -> None:
         self._directory = directory_source
         self._backend = backend
         self._max_body_bytes = max_body_bytes
         self._metrics = metrics
+        self._max_job_s = max_job_s
         self._created = int(time.time())
 
     async def language(self, request: Request) -> Response:
@@ -256,7 +265,11 @@ class _Door:
         visit = visit_of(request.scope)
         visit.workload = served.name
         self._metrics.handed_on(served.name)
-        late = f"{served.name} did not finish within its deadline of {served.deadline_s:g} s; the work was cancelled"
+        hop = hop_of(request.headers)
+        deadline_s = served.deadline_s
+        if hop.deadline_s is not None and self._max_job_s is not None:
+            deadline_s = min(hop.deadline_s, self._max_job_s)
+        late = f"{served.name} did not finish within its deadline of {deadline_s:g} s; the work was cancelled"
         call = Call(
             url=request.scope["path"],
             body=raw,
@@ -264,12 +277,15 @@ class _Door:
             files=files or {},
             request_id=visit.request_id,
             tenant=visit.tenant,
-            deadline_s=served.deadline_s,
+            deadline_s=deadline_s,
+            batch=hop.batch,
+            priority=hop.priority,
             units=units,
+            spilled=hop.spilled,
         )
 
         def left_s() -> float:
-            return max(0.0, served.deadline_s - visit.elapsed_s)
+            return max(0.0, deadline_s - visit.elapsed_s)
 
         async def attempt() -> Reply | StreamedReply:
             timed = replace(call, deadline_s=left_s())

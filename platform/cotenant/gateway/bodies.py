@@ -15,22 +15,13 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from cotenant.calls import JSON_TYPE, error_reply
+from cotenant.calls.forms import FILE_KEY, LIST_SUFFIX, TEXT_FIELDS
 from cotenant.gateway.answers import ClientGone, Refused
 
 MULTIPART = "multipart/form-data"
 
 _MAX_FILES = 17
 _MAX_FIELDS = 64
-#: Form fields that stay text though they may look like a number or JSON.
-_TEXT_FIELDS = frozenset(
-    {
-        *("template", "artwork", "fit", "format", "background"),
-        *("model", "prompt", "negative_prompt", "user", "safety_identifier", "quality", "style", "moderation"),
-        *("output_format", "response_format", "input_fidelity"),
-    }
-)
-#: What a field's name ends with whose values form a list, as the OpenAI client sends several images.
-_LIST = "[]"
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
@@ -98,16 +89,16 @@ async def parse_multipart(headers: Headers, raw: bytes) -> tuple[dict[str, Any],
     files: dict[str, bytes] = {}
     try:
         for field, value in form.multi_items():
-            name = field.removesuffix(_LIST)
+            name = field.removesuffix(LIST_SUFFIX)
             listed = body.setdefault(name, []) if field != name else None
             if name in body and not isinstance(listed, list):
                 raise Refused(error_reply(400, f"the form has {name} twice; send it once", param=name[:64]))
             if isinstance(value, UploadFile):
                 file = name if listed is None else f"{name}[{len(listed)}]"
                 files[file] = await value.read()
-                entry: Any = {"file": file}
+                entry: Any = {FILE_KEY: file}
             else:
-                entry = value if name in _TEXT_FIELDS else _typed(value)
+                entry = value if name in TEXT_FIELDS else _typed(value)
             if listed is None:
                 body[name] = entry
             else:
