@@ -88,6 +88,14 @@ class ServeBackend:
             await asyncio.shield(self._asking)
         return self._status
 
+    async def replicas(self, workload: str) -> int:
+        """How many replicas of it serve: as its handle has heard, or else as Serve's controller last said."""
+        heard = self._handles.replicas(workload)
+        if heard is None:
+            status = (await self.status()).get(workload)
+            return status.replicas if status is not None else 0
+        return heard
+
     async def close(self) -> None:
         """Stop the relay; streams that are open end with an error."""
         if self._relay is not None:

@@ -18,6 +18,7 @@ from cotenant.calls import Directory
 from cotenant.config import Jobs
 from cotenant.errors import EnvironmentFault, SourceUnavailable
 from cotenant.gateway.desk_routes import NO_JOBS
+from cotenant.jobs.assembly import SOURCE_ENV
 from cotenant.jobs.clerk.clerk import Clerk
 from cotenant.jobs.clerk.webhooks import Webhooks, webhook_check
 from cotenant.jobs.desk.desk import Desk
@@ -27,7 +28,6 @@ from cotenant.jobs.store.results import open_store
 from cotenant.outbound.delivery import HttpDeliver, load_trusted_hosts
 from cotenant.outbound.webhooks import Secrets, load_secrets
 from cotenant.telemetry.logs import event
-from deployments.ingress import SOURCE_ENV
 
 LOG = logging.getLogger("cotenant.gateway")
 

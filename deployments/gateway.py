@@ -22,10 +22,12 @@ from cotenant.gateway.keys import load_keys
 from cotenant.gateway.server import HttpServer
 from cotenant.telemetry.logs import configure_logs
 from cotenant.telemetry.metrics import GatewayMetrics
+from cotenant.upstream.spill import METRICS, SpillingBackend
 from deployments.backend import ServeBackend
 from deployments.demand import NOTHING_SCALES, DemandTeller
 from deployments.desk import open_desk
 from deployments.gate import Gate
+from deployments.spilling import connect
 
 #: How long a replica that goes may finish its answers; Serve waits a little longer before it kills.
 GRACE_S = 50.0
@@ -59,27 +61,34 @@ class Gateway:
         configure_logs()
         self._directory: Directory | None = None
         self._backend = ServeBackend(gate=Gate(lambda: self._teller.heard, lambda name: self._served(name).queue))
-        counted = CountedBackend(self._backend, has_room=self._has_room)
+        self._spilling = SpillingBackend(
+            self._backend, served=self._served, connect=connect, running=self._backend.replicas
+        )
+        counted = CountedBackend(self._spilling, has_room=self._has_room)
         self._teller = DemandTeller("gateway", counted.asked)
         given = GatewayArgs.model_validate(args)
         config = given.gateway
         # Keys first: a door that may not open fails here, before it listens.
         keys = load_keys(config, os.environ)
         self._desk = open_desk(given.jobs, self._serving)
+        metrics = GatewayMetrics()
+        metrics.show(METRICS, self._spilling.rows)
         app = create_app(
             self._serving,
             counted,
             config,
             keys,
-            GatewayMetrics(),
+            metrics,
             desk=self._desk.desk,
             no_desk=self._desk.why_none,
+            max_job_s=given.jobs.max_job_s,
         )
         self._server = HttpServer(app, host=config.host, port=config.port, grace_s=GRACE_S)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Serve these workloads: `{"workloads": […], "scaling": {…}}`. Listen, if this is the first time."""
+        """Serve these workloads: `{"workloads": […], "scaling": {…}, "spill": […]}`. Listen, if this is the first."""
         self._directory = Directory.from_plain(user_config["workloads"])
+        self._spilling.spill(user_config.get("spill", ()))
         self._teller.scale(user_config.get("scaling", NOTHING_SCALES))
         if not self._server.serving:
             await self._server.start()
@@ -94,6 +103,7 @@ class Gateway:
         await self._server.stop()
         self._teller.stop()
         await self._desk.close()
+        await self._spilling.close()
         await self._backend.close()
 
     def _serving(self) -> Directory:

@@ -51,10 +51,14 @@ class Handles:
 
     def has_replica(self, workload: str) -> bool:
         """Whether a replica of the workload serves, as far as its handle has heard."""
-        router = getattr(self._handles[workload], "_router", None)
+        return bool(self.replicas(workload))
+
+    def replicas(self, workload: str) -> int | None:
+        """How many replicas of the workload serve, as far as its handle has heard; None where it has heard nothing."""
+        router = getattr(self._handles.get(workload), "_router", None)
         asyncio_router = getattr(router, "_asyncio_router", None)
         chooser = getattr(asyncio_router, "request_router", None)
-        return chooser is not None and len(chooser.curr_replicas) > 0
+        return len(chooser.curr_replicas) if chooser is not None else None
 
 
 class ServeCall:

@@ -1,4 +1,8 @@
-"""A `Backend` that counts what goes through it, so that scaling hears of calls before their replicas do."""
+"""A `Backend` that counts what goes through it, so that scaling hears of calls before their replicas do.
+
+What is sent on to another platform counts too: it is sent there because the cluster is too small for it, which is what
+scaling is to hear of. Its time teaches nothing of how long work takes here.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from cotenant.calls.backend import Backend, WorkloadStatus
 from cotenant.calls.demand import Asked, Pace
+from cotenant.calls.hops import is_from_elsewhere
 from cotenant.calls.reply import Call, Reply, StreamedReply
 from cotenant.calls.trip import Trip
 
@@ -39,7 +44,7 @@ class CountedBackend:
         counted = _Counted(self, workload, call)
         try:
             reply = await self._backend.call(workload, call)
-            counted.good = reply.ok
+            counted.good = reply.ok and not is_from_elsewhere(reply.headers)
         finally:
             counted.over()
         return reply
@@ -54,7 +59,7 @@ class CountedBackend:
         except BaseException:
             counted.over()
             raise
-        counted.good = 200 <= reply.status < 300
+        counted.good = 200 <= reply.status < 300 and not is_from_elsewhere(reply.headers)
         return StreamedReply(reply.status, reply.content_type, _Chunks(reply.chunks, counted), reply.headers)
 
     async def status(self) -> Mapping[str, WorkloadStatus]:

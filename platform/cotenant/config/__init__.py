@@ -16,6 +16,7 @@ from cotenant.config.model import (
     Replicas,
     Workload,
 )
+from cotenant.config.spill import Spill
 
 __all__ = [
     "DEFAULT_ENVIRONMENT",
@@ -32,6 +33,7 @@ __all__ = [
     "Platform",
     "Pool",
     "Replicas",
+    "Spill",
     "Workload",
     "environments",
     "load_platform",

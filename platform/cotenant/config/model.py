@@ -25,6 +25,7 @@ from typing_extensions import Self
 from cotenant.config.base import Misplaced, Model, Name, Names
 from cotenant.config.document import Origin
 from cotenant.config.gke import Gke
+from cotenant.config.spill import Spill
 
 Kind = Literal["llm", "mockup", "image"]
 KINDS: tuple[Kind, ...] = ("llm", "mockup", "image")
@@ -241,6 +242,7 @@ class Workload(Model):
         "llm 2, mockup 5, image 15). A job with a deadline may wait for half of what is left until then.",
     )
     pools: Names = Field((), description="GPU pools it may run in (default: any it fits, cheapest first).")
+    spill: Spill | None = Field(None, description="Where requests go that would wait too long here (default: nowhere).")
 
     @model_validator(mode="after")
     def _exactly_one_kind(self) -> Self:
@@ -249,6 +251,12 @@ class Workload(Model):
             raise ValueError(f"is {' and '.join(given)} at once; keep one, or make two workloads")
         if not given:
             raise ValueError(f"has no kind; say what it serves with one of {', '.join(KINDS)} (e.g. mockup: {{}})")
+        return self
+
+    @model_validator(mode="after")
+    def _spilled_model_is_one(self) -> Self:
+        if self.mockup is not None and self.spill is not None and self.spill.model is not None:
+            raise ValueError("is a mockup and names spill.model; its requests name templates, so drop spill.model")
         return self
 
     @property
@@ -271,6 +279,12 @@ class Workload(Model):
     def wait_s(self) -> float:
         """How long a request should wait at the most before it is worked on."""
         return self.target_wait_s or _TARGET_WAIT_S[self.kind]
+
+    @property
+    def spills_after_s(self) -> float:
+        """How long a request would have to wait to be sent elsewhere, where there is an elsewhere."""
+        spill = self.spill
+        return self.wait_s if spill is None or spill.after_wait_s is None else spill.after_wait_s
 
     @property
     def models(self) -> tuple[str, ...]:

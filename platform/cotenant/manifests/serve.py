@@ -15,6 +15,7 @@ from cotenant.config import Platform, Workload
 from cotenant.gpu.plan import Booking, Plan
 from cotenant.manifests.pools import POOL_CRUMB, pool_resource, spread_resource
 from cotenant.manifests.scaling import scaling_terms
+from cotenant.manifests.spill import spill_terms
 
 _DOOR_CPUS = 0.1
 
@@ -25,7 +26,10 @@ def serve_config(platform: Platform, plan: Plan) -> dict[str, Any]:
         _workload(name, workload, plan, ingresses=platform.jobs.ingresses, longest_s=longest_call_s(platform, name))
         for name, workload in platform.workloads.items()
     ]
-    told = {"workloads": Directory.of(platform).to_plain(), "scaling": scaling_terms(platform, plan)}
+    told: dict[str, Any] = {"workloads": Directory.of(platform).to_plain(), "scaling": scaling_terms(platform, plan)}
+    spill = spill_terms(platform)
+    if spill:
+        told["spill"] = spill
     applications.append(_gateway(platform, told))
     if platform.jobs.ingresses:
         applications.append(_ingress(platform, told))

@@ -7,6 +7,8 @@ so a client can't grow the number of series.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -16,6 +18,9 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+
+from cotenant.telemetry.exposition import RowsCollector
+from cotenant.telemetry.series import Metric, Row
 
 #: From a cached answer to a long render.
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -78,6 +83,10 @@ class GatewayMetrics:
     def handed_on(self, workload: str) -> None:
         """A request went to `workload`; `answered` with the same name must follow."""
         self._in_flight.labels(workload).inc()
+
+    def show(self, metrics: Sequence[Metric], rows: Callable[[], Iterable[Row]]) -> None:
+        """Show these beside the gateway's own; `rows` is asked whenever somebody looks."""
+        self.registry.register(RowsCollector(metrics, rows))
 
     def render(self) -> bytes:
         """The exposition text."""

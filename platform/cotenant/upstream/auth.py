@@ -112,5 +112,7 @@ def auth_of(environ: Mapping[str, str], *, url: str, key_env: str | None, google
         raise EnvironmentFault(f"calls to {url} need the key in {key_env}, which is not set; set it, or drop key_env")
     auth: Auth = KeyAuth(key)
     if google:
-        auth = GoogleAuth(url, beside=auth, metadata_url=f"http://{environ.get(HOST_ENV) or HOST}")
+        scheme, _, rest = url.partition("://")
+        origin = f"{scheme}://{rest.partition('/')[0]}"
+        auth = GoogleAuth(origin, beside=auth, metadata_url=f"http://{environ.get(HOST_ENV) or HOST}")
     return auth

@@ -18,6 +18,7 @@ from typing import Any
 
 from cotenant.calls import JSON_TYPE, Backend, Call, Directory, Reply, Served, WorkloadStatus, error_reply
 from cotenant.calls.cost import units_of
+from cotenant.calls.hops import is_from_elsewhere
 from cotenant.config import Jobs
 from cotenant.errors import (
     CotenantError,
@@ -342,7 +343,7 @@ class Steps:
             body, files = await resolve_files(self._store.objects, tenant, body)
             work.phase = Phase.RUNNING
             reply = await self._reply(work, served, job, body, files)
-            answered, good = True, reply.ok
+            answered, good = True, reply.ok and not is_from_elsewhere(reply.headers)
             return reply
         finally:
             # Of a job that was sent while no replica served, what came before there was one is no work.
