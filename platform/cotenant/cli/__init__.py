@@ -21,6 +21,7 @@ COMMANDS = {
     "schema": "cotenant.cli.schema:schema",
     "up": "cotenant.cli.up:up",
     "down": "cotenant.cli.down:down",
+    "ingress": "cotenant.cli.ingress:ingress",
     "top": "cotenant.cli.top:top",
     "scaling": "cotenant.cli.scaling:scaling",
     "starts": "cotenant.cli.starts:starts",

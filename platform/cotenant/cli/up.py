@@ -76,9 +76,9 @@ def up(
         )
     elif state.ray is not None and state.keys_digest != _keys_digest(platform):
         raise EnvironmentFault(
-            f"{platform.gateway.keys_env} or {platform.jobs.webhooks_env} differs from what the running platform was "
-            "started with, and its doors read them at the start only: `cotenant down` first (or keep the API keys in "
-            "gateway.keys_file)"
+            f"{platform.gateway.keys_env}, {platform.jobs.webhooks_env} or a spill's key differs from what the running "
+            "platform was started with, and its doors read them at the start only: `cotenant down` first (or keep the "
+            "API keys in gateway.keys_file)"
         )
     with ServeApi(state.dashboard, state.token_file) as serve:
         _require_resources(serve, node_spec(platform))
@@ -251,7 +251,8 @@ def _start(platform: Platform, console: Console, no_emulator: bool) -> RunState:
 
 def _keys_digest(platform: Platform) -> str | None:
     """A digest of the secrets in the environment, salted with what only this user can read; None if there are none."""
-    names = (platform.gateway.keys_env, platform.jobs.webhooks_env)
+    spills = (workload.spill.key_env for workload in platform.workloads.values() if workload.spill is not None)
+    names = (platform.gateway.keys_env, platform.jobs.webhooks_env, *sorted({name for name in spills if name}))
     secrets = [os.environ.get(name or "", "") for name in names]
     if not any(secrets):
         return None

@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from cotenant.config.base import Model
 
-_URL = r"^https?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$"
+URL_PATTERN = r"^https?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
@@ -17,7 +17,7 @@ class Spill(Model):
     """Another cotenant, a Cloud Run service, or any server with the same OpenAI routes."""
 
     url: str = Field(
-        pattern=_URL,
+        pattern=URL_PATTERN,
         description="The other server, without the route, e.g. https://writer-abc.a.run.app. It may be a private "
         "address; certificates are verified.",
     )

@@ -31,8 +31,19 @@ _TICK_S = 0.01
 class HttpServer:
     """One listening door. `start` once, `stop` once; both from the loop that serves."""
 
-    def __init__(self, app: ASGIApp, *, host: str, port: int, grace_s: float = 30.0) -> None:
-        """`port` 0 takes any free port. `grace_s`: how long `stop` waits for answers under way."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        host: str,
+        port: int,
+        grace_s: float = 30.0,
+        who: str = "the gateway",
+        setting: str = "gateway.",
+    ) -> None:
+        """`port` 0 takes any free port. `grace_s`: how long `stop` waits for answers under way. `who` listens, and what
+        its settings `host` and `port` are led by, for error texts."""
+        self._who, self._setting = who, setting
         self._host = host
         self._port = port
         config = uvicorn.Config(
@@ -66,7 +77,7 @@ class HttpServer:
 
     async def start(self) -> None:
         """Listen. Raises EnvironmentFault if the address can't be taken."""
-        listener = _listen(self._host, self._port)
+        listener = _listen(self._host, self._port, self._who, self._setting)
         self._port = listener.getsockname()[1]
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="gateway-http")
         while not self._server.started:
@@ -96,7 +107,7 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, who: str, setting: str) -> socket.socket:
     """A listening socket whose port others of the same user may share."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
@@ -104,7 +115,7 @@ def _listen(host: str, port: int) -> socket.socket:
         )[0]
     except OSError as error:
         raise EnvironmentFault(
-            f"the gateway can't listen on {host!r}: {error.strerror}; set gateway.host to an address of this machine"
+            f"{who} can't listen on {host!r}: {error.strerror}; set {setting}host to an address of this machine"
         ) from error
     listener = socket.socket(family, kind, proto)
     try:
@@ -117,18 +128,18 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise EnvironmentFault(_why_not(error, host, port)) from error
+        raise EnvironmentFault(_why_not(error, host, port, who, setting)) from error
     return listener
 
 
-def _why_not(error: OSError, host: str, port: int) -> str:
+def _why_not(error: OSError, host: str, port: int, who: str, setting: str) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
-            f"the gateway needs port {port} on {host}, and another program has it; "
-            f"stop that one (ss -ltnp 'sport = :{port}' names it) or set gateway.port to a free one"
+            f"{who} needs port {port} on {host}, and another program has it; "
+            f"stop that one (ss -ltnp 'sport = :{port}' names it) or set {setting}port to a free one"
         )
     if error.errno == errno.EACCES:
-        return f"the gateway may not take port {port}; set gateway.port to one above 1023"
+        return f"{who} may not take port {port}; set {setting}port to one above 1023"
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"this machine has no address {host}; set gateway.host to one it has, such as 127.0.0.1"
-    return f"the gateway can't listen on {host}:{port}: {error.strerror}"
+        return f"this machine has no address {host}; set {setting}host to one it has, such as 127.0.0.1"
+    return f"{who} can't listen on {host}:{port}: {error.strerror}"

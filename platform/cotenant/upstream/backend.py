@@ -18,7 +18,7 @@ import httpx
 from cotenant.calls import JSON_TYPE, Call, Reply, StreamedReply, Together, Trip, WorkloadStatus
 from cotenant.errors import CallError, DeadlineExceeded, UnknownWorkload, WorkloadUnavailable
 from cotenant.upstream.auth import Auth, KeyAuth
-from cotenant.upstream.failures import error_of, failure_of
+from cotenant.upstream.failures import SHUT_OUT, error_of, failure_of
 from cotenant.upstream.request import Part, request_of
 
 _CONNECT_S = 5.0
@@ -64,6 +64,7 @@ class UpstreamBackend:
         self._models = dict(models)
         self._auth = auth or KeyAuth()
         self._spilled_from = spilled_from
+        self._shut_out = False
         limits = httpx.Limits(
             max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS, keepalive_expiry=_IDLE_S
         )
@@ -96,17 +97,25 @@ class UpstreamBackend:
         return StreamedReply(response.status_code, kind, _Chunks(self.host, response, late), headers)
 
     async def status(self) -> Mapping[str, WorkloadStatus]:
-        """As the other gateway's `/readyz` tells. A server without one is ready if it lists its models."""
-        known = await self._get("/readyz")
-        if known.status_code == 404:
-            listed = await self._get("/v1/models")
-            message = "" if listed.status_code == 200 else f"{self.host} answers {listed.status_code}"
-            return {name: WorkloadStatus(not message, int(not message), message) for name in self._models}
+        """As the other gateway's `/readyz` tells. A server without one is ready if it lists its models.
+
+        One that can't be reached, or lets nobody in, is not ready: whoever asks waits, and blames no job for it.
+        """
+        try:
+            if self._shut_out:
+                await self.ask("/v1/models", within_s=_STATUS_S)
+                self._shut_out = False
+            known = await self._get("/readyz")
+            if known.status_code == 404:
+                await self.ask("/v1/models", within_s=_STATUS_S)
+                return dict.fromkeys(self._models, WorkloadStatus(True, 1))
+        except CallError as error:
+            return dict.fromkeys(self._models, WorkloadStatus(False, 0, str(error)))
         table = _table(known)
         if table is None:
             refusal = error_of(self.host, known.status_code, known.headers, known.content)
             why = str(refusal or f"{self.host} answers {known.status_code} to /readyz")
-            return {name: WorkloadStatus(False, 0, why) for name in self._models}
+            return dict.fromkeys(self._models, WorkloadStatus(False, 0, why))
         return {
             name: _status(table[name]) if name in table else WorkloadStatus(False, 0, f"{self.host} has no {name}")
             for name in self._models
@@ -167,6 +176,7 @@ class UpstreamBackend:
             raise failure_of(self.host, error) from error
         finally:
             await response.aclose()
+        self._shut_out = response.status_code in SHUT_OUT
         refusal = error_of(self.host, response.status_code, response.headers, body)
         if refusal is not None:
             raise refusal

@@ -25,6 +25,8 @@ from cotenant.errors import (
 #: A server that names no time to come back at is asked again after this.
 _RETRY_AFTER_S = 1.0
 _LONGEST_RETRY_S = 3600.0
+#: Statuses of a server that does not know who calls.
+SHUT_OUT = frozenset({401, 403})
 #: Codes with which a gateway says that it serves no such thing.
 _NOT_SERVED = frozenset({"model_not_found", "template_not_found", "not_served", "route_not_found"})
 
@@ -40,7 +42,7 @@ def error_of(host: str, status: int, headers: Mapping[str, str], body: bytes) ->
         return BudgetExceeded(message)
     if status == 404 and (code in _NOT_SERVED or not _is_json(headers)):
         return UnknownWorkload(f"{host} does not serve this: {message or 'it answers 404'}")
-    if status in (401, 403):
+    if status in SHUT_OUT:
         return WorkloadUnavailable(
             f"{host} does not let this platform in ({status}); check the key or the service account that it is called "
             "with"
