@@ -30,9 +30,14 @@ def down(file: Path, environment: str) -> None:
     if state is None:
         console.print(f"nothing to stop: `cotenant up` has started nothing for {platform.name} here")
         return
+    take_down(state, console)
+
+
+def take_down(state: RunState, console: Console, *, within_s: float = DRAIN_TIMEOUT_S) -> None:
+    """Drain and stop what is on record, and forget it. Requests and jobs in flight may finish `within_s`."""
     if state.ray is None or state.ray.find() is not None:
         with console.status("requests and jobs in flight finish"):
-            _drain(state, console)
+            _drain(state, console, within_s)
     if state.ray is not None and state.ray_dir is not None:
         with console.status("Ray stops"):
             ray_node.stop(state.ray, Path(state.ray_dir))
@@ -44,12 +49,12 @@ def down(file: Path, environment: str) -> None:
     state.forget()
 
 
-def _drain(state: RunState, console: Console) -> None:
+def _drain(state: RunState, console: Console, within_s: float) -> None:
     """Ask Serve to finish and delete its applications; a Ray that no longer answers is stopped all the same."""
     try:
         with ServeApi(state.dashboard, state.token_file) as serve:
             serve.shutdown()
-            until = time.monotonic() + DRAIN_TIMEOUT_S
+            until = time.monotonic() + within_s
             while serve.applications() and time.monotonic() < until:
                 time.sleep(0.3)
         console.print("[green]down[/] applications")

@@ -23,6 +23,8 @@ from rich.table import Table
 from rich.text import Text
 
 import cotenant
+from cotenant.cli.down import DRAIN_TIMEOUT_S, take_down
+from cotenant.cli.foreground import run as run_in_foreground
 from cotenant.cli.machine import ray_node
 from cotenant.cli.machine.engine_logs import root_cause
 from cotenant.cli.machine.serve_api import ApplicationStatus, ServeApi
@@ -50,12 +52,53 @@ FAILED_SETTLES_S = 3.0
 @click.option("--timeout", "timeout_s", default=900.0, show_default=True, help="Seconds until all must be running.")
 @click.option("--no-emulator", is_flag=True, help="Do not start the Pub/Sub emulator; serve jobs from memory.")
 @click.option("--host", help="Address the HTTP door listens on, instead of gateway.host: 0.0.0.0 in a container.")
+@click.option("--foreground", is_flag=True, help="Stay, and take everything down on SIGTERM or Ctrl-C: for containers.")
+@click.option(
+    "--grace",
+    "grace_s",
+    type=click.FloatRange(min=0),
+    default=DRAIN_TIMEOUT_S,
+    show_default=True,
+    help="With --foreground: seconds that requests and jobs may take to finish then.",
+)
+@click.pass_context
 def up(
-    file: Path, environment: str, *, address: str | None, timeout_s: float, no_emulator: bool, host: str | None
+    context: click.Context,
+    file: Path,
+    environment: str,
+    *,
+    address: str | None,
+    timeout_s: float,
+    no_emulator: bool,
+    host: str | None,
+    foreground: bool,
+    grace_s: float,
 ) -> None:
     """Run an environment on this machine: Ray, the workloads, both front doors."""
     console = Console(stderr=True, highlight=False)
-    platform, notes = with_budgets(absolute_paths(listening(load_platform(file, environment), host), Path.cwd()))
+    platform = absolute_paths(listening(load_platform(file, environment), host), Path.cwd())
+
+    def bring_up() -> RunState:
+        return _bring_up(platform, console, address=address, timeout_s=timeout_s, no_emulator=no_emulator)
+
+    if not foreground:
+        bring_up()
+        return
+    context.exit(
+        run_in_foreground(
+            bring_up,
+            find=lambda: RunState.load(platform.name),
+            down=lambda state: take_down(state, console, within_s=grace_s),
+        )
+    )
+
+
+def _bring_up(
+    platform: Platform, console: Console, *, address: str | None, timeout_s: float, no_emulator: bool
+) -> RunState:
+    """Start what does not run, deploy what has changed, wait until all of it serves, and say where."""
+    environment = platform.environment
+    platform, notes = with_budgets(platform)
     the_plan = plan(platform)
     for warning in (*notes, *the_plan.warnings):
         console.print(f"[yellow]note[/] {warning}")
@@ -95,8 +138,10 @@ def up(
         except DeployFailed as failure:
             cause = root_cause(Path(state.ray_dir), asked_at) if state.ray_dir else None
             raise (DeployFailed(f"{failure}\n{cause}") if cause else failure) from None
-    replace(state, gateway_url=_gateway_url(platform)).save()
+    state = replace(state, gateway_url=_gateway_url(platform))
+    state.save()
     _print_urls(platform, state, console)
+    return state
 
 
 def listening(platform: Platform, host: str | None) -> Platform:

@@ -80,7 +80,10 @@ def door_secrets(platform: Platform) -> list[Object]:
     entries = [from_secret(platform.jobs.webhooks_env, SECRET, optional=True)]
     if platform.gateway.keys_env is not None and platform.gateway.keys_file is None:
         entries.insert(0, from_secret(platform.gateway.keys_env, SECRET, optional=False))
-    return entries
+    spills = (workload.spill for workload in platform.workloads.values() if workload.spill is not None)
+    # Without its key a workload does not spill, and is served all the same.
+    keys = sorted({spill.key_env for spill in spills if spill.key_env is not None})
+    return [*(from_secret(key, SECRET, optional=True) for key in keys), *entries]
 
 
 def pod_security() -> Object:
