@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -19,7 +20,7 @@ from cotenant.errors import (
     UnknownWorkload,
     WorkloadUnavailable,
 )
-from cotenant.upstream.auth import KeyAuth
+from cotenant.upstream.auth import KeyAuth, auth_of
 from cotenant.upstream.backend import UpstreamBackend
 from tests.contracts.backend import SLOTS, BackendContract, Puppet, order, read_all
 from tests.contracts.upstream_house import Upstream, until, upstream
@@ -202,13 +203,15 @@ Script = list[bytes]
 
 
 @asynccontextmanager
-async def saying(*answers: bytes, close: bool = True) -> AsyncIterator[str]:
-    """A server that reads each request's head and says the next answer, whatever was asked; its URL."""
+async def saying(*answers: bytes, close: bool = True, heads: list[str] | None = None) -> AsyncIterator[str]:
+    """A server that reads each request's head (into `heads`) and says the next answer, whatever was asked; its URL."""
     left = list(answers)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await reader.readuntil(b"\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            if heads is not None:
+                heads.append(head.decode().lower())
             if left:
                 writer.write(left.pop(0))
                 await writer.drain()
@@ -302,3 +305,28 @@ async def test_an_upload_arrives_beside_the_body_as_it_was_sent() -> None:
     async with upstream({"puppet": Puppet().call}, PUPPETS) as behind, calling(behind.url, {"puppet": None}) as backend:
         reply = await backend.call("puppet", order("u", files={"artwork": b"\x89PNG\x00"}))
     assert reply.json()["files"] == {"artwork": "iVBORwA="}
+
+
+async def test_on_google_cloud_a_call_carries_the_machines_token_beside_the_key() -> None:
+    fine, asked, called = answer(200, b"{}", kind="application/json"), list[str](), list[str]()
+    async with saying(answer(200, b"e30.e30.sig\n"), heads=asked) as metadata, saying(fine, fine, heads=called) as url:
+        environ = {"GCE_METADATA_HOST": metadata.removeprefix("http://"), "K": "sk-1"}
+        auth = auth_of(environ, url=f"{url}/prefix", key_env="K", google=True)
+        async with calling(f"{url}/prefix", {"writer": None}, auth=auth) as backend:
+            await backend.call("writer", chat())
+            await backend.call("writer", chat())
+    [question] = asked
+    assert "metadata-flavor: google" in question
+    assert f"identity?audience={quote(url, safe='')}".lower() in question
+    assert [head.splitlines()[0] for head in called] == ["post /prefix/v1/chat/completions http/1.1"] * 2
+    assert all("authorization: bearer sk-1" in head.splitlines() for head in called)
+    assert all("x-serverless-authorization: bearer e30.e30.sig" in head.splitlines() for head in called)
+
+
+async def test_a_machine_without_a_service_account_is_told_so() -> None:
+    async with saying(answer(404)) as metadata:
+        auth = auth_of(
+            {"GCE_METADATA_HOST": metadata.removeprefix("http://")}, url="https://x", key_env=None, google=True
+        )
+        with pytest.raises(WorkloadUnavailable, match="answers 404; does this machine, or pod, have a service account"):
+            await auth.headers()

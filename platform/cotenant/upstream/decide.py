@@ -20,7 +20,6 @@ class Bounds:
     """What the platform file says. `slots` and `queue` are those of one replica and of one door."""
 
     after_wait_s: float
-    max_concurrency: int
     slots: int
     queue: int
     start_s: float
@@ -44,14 +43,10 @@ class Seen:
     """How long the oldest of them has been there."""
     starting_s: float = 0.0
     """How long somebody has been waiting for a first replica."""
-    elsewhere: int = 0
-    """Calls that are elsewhere now."""
 
 
 def why_elsewhere(bounds: Bounds, seen: Seen, *, spilling: bool = False) -> Reason | None:
     """Why the next call is to be sent elsewhere; None if it stays. `spilling`: whether the last one was sent there."""
-    if seen.elsewhere >= bounds.max_concurrency:
-        return None
     if seen.replicas < 1:
         return "no_replica" if start_left_s(bounds.start_s, seen.starting_s) > bounds.after_wait_s else None
     slots = slots_here(bounds, seen.replicas)

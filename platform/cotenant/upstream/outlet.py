@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable, Mapping
@@ -73,6 +74,7 @@ class Outlet:
         self.terms = terms
         self.upstream = upstream
         self.elsewhere = 0
+        self._holders: list[asyncio.Future[None]] = []
         self._clock = clock
         self._failed = failed
         self._here: dict[int, tuple[float, float, bool]] = {}
@@ -99,15 +101,40 @@ class Outlet:
     def busy(self) -> bool:
         return self.elsewhere > 0
 
+    @property
+    def full(self) -> bool:
+        """Whether as many calls are elsewhere as may be."""
+        return self.elsewhere >= self.terms.max_concurrency
+
+    @property
+    def held(self) -> int:
+        """Calls that wait for room elsewhere, since nothing serves here."""
+        return len(self._holders)
+
+    def left(self) -> None:
+        """A call is not elsewhere any more; the one that has waited longest for its place looks again."""
+        self.elsewhere -= 1
+        for holder in self._holders:
+            if not holder.done():
+                holder.set_result(None)
+                return
+
+    async def room(self, within_s: float) -> None:
+        """Return when there may be room elsewhere, or some time has passed."""
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._holders.append(mine)
+        try:
+            await asyncio.wait({mine}, timeout=within_s)
+        finally:
+            self._holders.remove(mine)
+
     def takes(self, call: Call) -> bool:
         """Whether such a call may be sent on at all."""
         return not call.spilled and (self.terms.jobs or not call.batch)
 
     def bounds(self, served: Served, *, doors: int) -> Bounds:
         terms = self.terms
-        return Bounds(
-            terms.after_wait_s, terms.max_concurrency, served.slots, served.queue, terms.start_s, max(1, doors)
-        )
+        return Bounds(terms.after_wait_s, served.slots, served.queue, terms.start_s, max(1, doors))
 
     def why(self, bounds: Bounds, replicas: int) -> Reason | None:
         """Why the next call is to go elsewhere, as `decide` has it."""
@@ -124,7 +151,6 @@ class Outlet:
             s_per_unit=self._seconds / self._units if self._units else None,
             oldest_s=now - next(iter(self._here.values()))[0] if self._here else 0.0,
             starting_s=now - self._none_since if self._none_since is not None else 0.0,
-            elsewhere=self.elsewhere,
         )
         reason = why_elsewhere(bounds, seen, spilling=self._spilling)
         self._spilling = reason is not None

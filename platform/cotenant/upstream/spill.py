@@ -43,6 +43,9 @@ METRICS = (
     Metric("cotenant_spilled_now", "gauge", "Requests that another server works on.", ("workload",)),
 )
 
+#: Who waits for room elsewhere looks so often whether there is a replica here by now.
+_LOOK_AGAIN_S = 0.25
+
 R = TypeVar("R", Reply, StreamedReply)
 Send = Callable[[Backend, Call], Awaitable[R]]
 
@@ -160,17 +163,23 @@ class SpillingBackend:
             doors=outlet.terms.ingresses if self._batch else outlet.terms.gateways,
         )
         replicas = 0
-        if outlet.takes(call):
+        while outlet.takes(call):
             replicas = await self._running(outlet.terms.workload)
             reason = outlet.why(bounds, replicas)
-            if reason is not None:
-                reply = await self._elsewhere(outlet, call, reason, send)
-                if reply is not None:
-                    return reply
+            if reason is None:
+                break
+            if replicas < 1 and outlet.full and outlet.open:
+                # Here nothing moves before a replica is there; elsewhere a place may come free sooner.
+                await self._held(outlet, self._timed(call, began), bounds)
+                continue
+            reply = await self._elsewhere(outlet, self._timed(call, began), reason, send)
+            if reply is not None:
+                return reply
+            break
         try:
             return await self._here(outlet, self._timed(call, began), bounds, replicas, send)
         except Overloaded:
-            if not outlet.takes(call) or outlet.elsewhere >= bounds.max_concurrency:
+            if not outlet.takes(call) or outlet.full:
                 raise
             reply = await self._elsewhere(outlet, self._timed(call, began), "queue_full", send)
             if reply is None:
@@ -194,7 +203,7 @@ class SpillingBackend:
         if not outlet.open or not await outlet.serves(call):
             return None
         name, host = outlet.terms.workload, outlet.upstream.host
-        if not outlet.open or outlet.elsewhere >= outlet.terms.max_concurrency:
+        if not outlet.open or outlet.full:
             return None
         outlet.elsewhere += 1
         self._spilled[name, reason] = self._spilled.get((name, reason), 0) + 1
@@ -221,11 +230,17 @@ class SpillingBackend:
             return None
         finally:
             if away:
-                outlet.elsewhere -= 1
-        return _told(reply, host, lambda _: self._back(outlet))
+                outlet.left()
+        return _told(reply, host, lambda _: outlet.left())
 
-    def _back(self, outlet: Outlet) -> None:
-        outlet.elsewhere -= 1
+    async def _held(self, outlet: Outlet, call: Call, bounds: Bounds) -> None:
+        """Wait a moment for room elsewhere or a replica here. Raises Overloaded where as many do as may wait."""
+        if outlet.held >= bounds.queue:
+            raise Overloaded(
+                f"{outlet.terms.workload} has no replica yet and {outlet.held} requests waiting; come back in a few "
+                "seconds"
+            )
+        await outlet.room(_LOOK_AGAIN_S if call.deadline_s is None else min(_LOOK_AGAIN_S, call.deadline_s))
 
     def _timed(self, call: Call, began: float) -> Call:
         """The call with what is left of its time. Raises DeadlineExceeded if nothing is."""

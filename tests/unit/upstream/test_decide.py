@@ -12,7 +12,7 @@ from cotenant.upstream.decide import Bounds, Reason, Seen, start_left_s, wait_s,
 
 pytestmark = pytest.mark.unit
 
-BOUNDS = Bounds(after_wait_s=5, max_concurrency=8, slots=2, queue=16, start_s=60)
+BOUNDS = Bounds(after_wait_s=5, slots=2, queue=16, start_s=60)
 IDLE = Seen(replicas=1)
 #: Two slots busy, one waits, each call takes 4 s: the next waits 2 calls over 2 slots, 4 s.
 EDGE = Seen(replicas=1, calls=3, units=3.0, s_per_unit=4.0)
@@ -35,7 +35,6 @@ EDGE = Seen(replicas=1, calls=3, units=3.0, s_per_unit=4.0)
         pytest.param(Seen(0), False, "no_replica", id="a cold start"),
         pytest.param(Seen(0, starting_s=56), False, None, id="a start that is nearly done"),
         pytest.param(Seen(0, starting_s=61), False, "no_replica", id="a start that is overdue"),
-        pytest.param(Seen(0, elsewhere=8), False, None, id="no room elsewhere"),
     ],
 )
 def test_a_request_goes_elsewhere(seen: Seen, spilling: bool, reason: Reason | None) -> None:
@@ -65,7 +64,6 @@ def test_a_start_takes_what_is_left_of_it_and_an_overdue_one_as_long_again() -> 
     units=st.floats(0, 1e6),
     s_per_unit=st.none() | st.floats(0, 1e4),
     oldest_s=st.floats(0, 1e5),
-    elsewhere=st.integers(0, 20),
     spilling=st.booleans(),
 )
 def test_whatever_a_door_sees_there_is_an_answer_and_a_free_slot_is_used(  # noqa: PLR0917
@@ -74,13 +72,10 @@ def test_whatever_a_door_sees_there_is_an_answer_and_a_free_slot_is_used(  # noq
     units: float,
     s_per_unit: float | None,
     oldest_s: float,
-    elsewhere: int,
     spilling: bool,
 ) -> None:
-    seen = Seen(replicas, calls, units, s_per_unit, oldest_s, 0.0, elsewhere)
+    seen = Seen(replicas, calls, units, s_per_unit, oldest_s, 0.0)
     reason = why_elsewhere(BOUNDS, seen, spilling=spilling)
     assert wait_s(seen, 2.0) >= 0
     if replicas and calls < replicas * BOUNDS.slots:
-        assert reason is None
-    if elsewhere >= BOUNDS.max_concurrency:
         assert reason is None

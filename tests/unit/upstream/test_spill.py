@@ -291,22 +291,90 @@ async def test_an_engines_own_error_elsewhere_is_the_answer() -> None:
     assert door.here == []
 
 
-async def test_no_more_are_elsewhere_at_once_than_may_be() -> None:
-    door = Door(max_concurrency=1)
-    door.replicas = 0
-    release = asyncio.Event()
+class Slow:
+    """Answers when it is let."""
 
-    async def slow(call: Call) -> Reply:
-        await release.wait()
+    def __init__(self) -> None:
+        self.release = asyncio.Event()
+        self.now = self.most = 0
+
+    async def __call__(self, call: Call) -> Reply:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await self.release.wait()
+        self.now -= 1
         return Reply(200, b"there")
 
-    door.answer_there = slow
+
+async def test_no_more_are_elsewhere_at_once_than_may_be_and_the_next_ones_wait_here_where_something_serves() -> None:
+    door = Door(max_concurrency=1, after_wait_s=0.0)
+    door.answer_there = slow = Slow()
+    here = [asyncio.create_task(door.call(f"slow{n}")) for n in range(2)]
+    await settle()
+    door.now = 1.0
+    there = asyncio.create_task(door.call("a"))
+    await settle()
+    queued = asyncio.create_task(door.call("b"))
+    await settle()
+    assert (slow.most, door.there) == (1, ["a"])
+    door.held.set()
+    assert (await queued).body == b"here"
+    slow.release.set()
+    assert (await there).body == b"there"
+    await asyncio.gather(*here)
+
+
+async def test_where_nothing_serves_they_wait_for_a_place_elsewhere_in_their_order() -> None:
+    door = Door(max_concurrency=1)
+    door.replicas = 0
+    door.answer_there = slow = Slow()
+    calls = [asyncio.create_task(door.call(name)) for name in "abc"]
+    await settle()
+    assert door.there == ["a"]
+    slow.release.set()
+    assert {reply.body for reply in await asyncio.gather(*calls)} == {b"there"}
+    assert (slow.most, door.there, door.here) == (1, ["a", "b", "c"], [])
+
+
+async def test_who_waits_for_a_place_elsewhere_has_a_replica_that_comes_up_here() -> None:
+    door = Door(max_concurrency=1)
+    door.replicas = 0
+    door.answer_there = slow = Slow()
+    calls = [asyncio.create_task(door.call(name)) for name in "ab"]
+    await settle()
+    door.replicas = 1
+    assert (await calls[1]).body == b"here"
+    slow.release.set()
+    await calls[0]
+
+
+async def test_no_more_wait_for_a_place_elsewhere_than_may_wait() -> None:
+    door = Door(max_concurrency=1)
+    door.replicas = 0
+    door.answer_there = slow = Slow()
+    calls = [asyncio.create_task(door.call(f"{n}")) for n in range(1 + SERVED.queue)]
+    await settle()
+    with pytest.raises(Overloaded, match="no replica yet and 4 requests waiting"):
+        await door.call("one too many")
+    calls[-1].cancel()
+    slow.release.set()
+    ended = await asyncio.gather(*calls, return_exceptions=True)
+    assert [getattr(one, "body", None) for one in ended] == [b"there"] * SERVED.queue + [None]
+
+
+async def test_who_waits_for_a_place_elsewhere_waits_no_longer_than_its_deadline() -> None:
+    door = Door(max_concurrency=1)
+    door.replicas = 0
+    door.answer_there = slow = Slow()
     first = asyncio.create_task(door.call("a"))
     await settle()
-    assert (await door.call("b")).body == b"here"
-    release.set()
-    assert (await first).body == b"there"
-    assert (await door.call("c")).body == b"there"
+    second = asyncio.create_task(door.call("b", deadline_s=5.0))
+    await settle()
+    door.now = 6.0
+    with pytest.raises(DeadlineExceeded, match="within 5 s"):
+        await second
+    slow.release.set()
+    await first
 
 
 async def test_a_request_that_is_cancelled_elsewhere_leaves_its_place() -> None:
