@@ -14,13 +14,14 @@ from cotenant.cli.queue_names import queue_names
 from cotenant.config import DEFAULT_FILE, Platform, environments, load_platform
 from cotenant.errors import EnvironmentFault, PlanError
 from cotenant.gpu.plan import Plan, plan
+from cotenant.manifests.cloudrun import cloudrun_files
 from cotenant.manifests.environment import command_for, environment_files
 from cotenant.manifests.files import HEADER, Files
 from cotenant.manifests.gke.setup_script import setup_files
 from cotenant.manifests.rules import cpu_shortages
 from cotenant.manifests.vm import vm_files
 
-TARGETS = ("gke", "compose")
+TARGETS = ("gke", "compose", "cloudrun")
 #: Lines of a difference that are shown.
 _SHOWN = 20
 
@@ -31,18 +32,31 @@ _SHOWN = 20
 )
 @click.option("-e", "--env", "names", multiple=True, help="Environment; may be repeated (gke: all that have gke).")
 @click.option("--target", type=click.Choice(TARGETS), default="gke", show_default=True, help="For what.")
+@click.option("--workload", help="The workload that goes to Cloud Run.")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False),
-    help="Folder (default: kuberay, with a folder for each environment; compose: images).",
+    help="Folder (default: kuberay, with a folder for each environment; compose: images; cloudrun: cloudrun/WORKLOAD).",
 )  # fmt: skip
 @click.option("--check", is_flag=True, help="Write nothing; fail if what is there differs.")
 @click.option("--stdout", is_flag=True, help="Write nothing; print.")
-def manifests(*, file: Path, names: tuple[str, ...], target: str, out: Path | None, check: bool, stdout: bool) -> None:
+def manifests(
+    *,
+    file: Path,
+    names: tuple[str, ...],
+    target: str,
+    workload: str | None,
+    out: Path | None,
+    check: bool,
+    stdout: bool,
+) -> None:
     """Write what an environment needs elsewhere.
 
-    gke: RayService, network, node pools, set-up script. compose: one machine with Docker.
+    gke: RayService, network, node pools, set-up script. compose: one machine with Docker. cloudrun: one workload as a
+    service with a GPU, to which the gateway can spill.
     """
-    folders = dict(_rendered(file, names, target, out))
+    if (workload is None) == (target == "cloudrun"):
+        raise click.UsageError("--target cloudrun and --workload NAME go together")
+    folders = dict(_rendered(file, names, target, workload, out))
     if stdout:
         for files in folders.values():
             for path, text in files.items():
@@ -64,13 +78,18 @@ def manifests(*, file: Path, names: tuple[str, ...], target: str, out: Path | No
             click.echo(f"  {path}")
 
 
-def _rendered(file: Path, names: tuple[str, ...], target: str, out: Path | None) -> Iterator[tuple[Path, Files]]:
+def _rendered(
+    file: Path, names: tuple[str, ...], target: str, workload: str | None, out: Path | None
+) -> Iterator[tuple[Path, Files]]:
     """Each folder and what belongs in it."""
     if target == "gke":
         for name in names or _on_gke(file):
             yield (out or Path("kuberay")) / name, _on_cluster(file, name)
+        return
+    (name,) = _one(names, target)
+    if workload is not None:
+        yield out or Path("cloudrun") / workload, cloudrun_files(*_planned(file, name), workload)
     else:
-        (name,) = _one(names, target)
         folder = out or Path("images")
         yield folder, vm_files(*_planned(file, name), platform_file=os.path.relpath(file, folder))
 
