@@ -29,7 +29,8 @@ from deployments.desk import open_desk
 from deployments.gate import Gate
 from deployments.spilling import connect
 
-#: How long a replica that goes may finish its answers; Serve waits a little longer before it kills.
+#: How long a replica that goes may finish its answers where nothing says how long they may take. Serve waits longer
+#: before it kills, by what `manifests.serve` says.
 GRACE_S = 50.0
 
 
@@ -100,7 +101,8 @@ class Gateway:
             raise RuntimeError("the gateway does not listen; its deployment needs a user_config with workloads")
 
     async def __del__(self) -> None:
-        await self._server.stop()
+        # As long as an answer may take, whatever is served by then; Serve waits as long, and a little longer.
+        await self._server.stop(max((served.deadline_s for served in self._serving().workloads), default=GRACE_S))
         self._teller.stop()
         await self._desk.close()
         await self._spilling.close()

@@ -260,6 +260,20 @@ def taken_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
+async def test_whoever_stops_a_server_may_give_its_answers_longer() -> None:
+    slow = Writer(pause_s=0.4)
+    async with door(slow, grace_s=1) as server, httpx.AsyncClient(headers={"api-key": "sk-acme"}) as client:
+        request = {"model": "writer", "stream": True}
+        async with client.stream("POST", f"{server.url}/v1/chat/completions", json=request) as stream:
+            chunks = stream.aiter_text()
+            text = await anext(chunks)
+            stopping = asyncio.create_task(server.stop(within_s=30))
+            async for chunk in chunks:
+                text += chunk
+        await stopping
+    assert text.endswith("data: [DONE]\n\n")
+
+
 async def test_a_port_that_another_program_has_is_a_clear_fault(writer: Writer, taken_port: int) -> None:
     with pytest.raises(EnvironmentFault, match=rf"needs port {taken_port} .* set gateway\.port to a free one"):
         async with door(writer, port=taken_port):

@@ -88,10 +88,13 @@ class HttpServer:
             await asyncio.sleep(_TICK_S)
         event(LOG, "listening", url=self.url)
 
-    async def stop(self) -> None:
-        """Refuse new connections from now on, finish the answers under way, cancel what is left after the grace."""
+    async def stop(self, within_s: float | None = None) -> None:
+        """Refuse new connections from now on, finish the answers under way, cancel what is left after `within_s`
+        (default: the grace)."""
         if self._task is None:
             return
+        if within_s is not None:
+            self._server.config.timeout_graceful_shutdown = math.ceil(within_s)
         for server in getattr(self._server, "servers", ()):
             server.close()
         self._server.should_exit = True

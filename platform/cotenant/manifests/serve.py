@@ -18,6 +18,8 @@ from cotenant.manifests.scaling import scaling_terms
 from cotenant.manifests.spill import spill_terms
 
 _DOOR_CPUS = 0.1
+#: What Serve allows a gateway beyond the longest answer before it kills it.
+_DOOR_MARGIN_S = 10.0
 
 
 def serve_config(platform: Platform, plan: Plan) -> dict[str, Any]:
@@ -50,6 +52,11 @@ def longest_call_s(platform: Platform, name: str) -> float:
     """Seconds that a call to a workload may take at the most: a request's deadline, or that of a job."""
     jobs_s = float(platform.jobs.max_job_s) if platform.jobs.ingresses else 0.0
     return max(platform.workloads[name].deadline_s, jobs_s)
+
+
+def longest_answer_s(platform: Platform) -> float:
+    """Seconds that an answer by HTTP may take at the most."""
+    return max(workload.deadline_s for workload in platform.workloads.values())
 
 
 def _workload(name: str, workload: Workload, plan: Plan, *, ingresses: int, longest_s: float) -> dict[str, Any]:
@@ -123,7 +130,9 @@ def _resources(workload: Workload, booking: Booking) -> dict[str, Any]:
 
 def _gateway(platform: Platform, told: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {name: getattr(platform, name).model_dump(mode="json") for name in ("gateway", "jobs")}
-    return _door(platform, "gateway", replicas=platform.gateway.replicas, arguments=arguments, told=told)
+    gateway = _door(platform, "gateway", replicas=platform.gateway.replicas, arguments=arguments, told=told)
+    gateway["deployments"][0]["graceful_shutdown_timeout_s"] = longest_answer_s(platform) + _DOOR_MARGIN_S
+    return gateway
 
 
 def _ingress(platform: Platform, told: Mapping[str, Any]) -> dict[str, Any]:

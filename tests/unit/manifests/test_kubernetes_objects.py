@@ -213,7 +213,7 @@ def test_groups_that_always_have_two_pods_keep_all_but_one_of_them(tmp_path: Pat
 def test_pods_may_take_as_long_to_go_as_the_longest_job_and_the_doors_as_their_drain(tmp_path: Path) -> None:
     with_jobs = cluster_objects(*wide(tmp_path))
     assert group(with_jobs, "whole")["template"]["spec"]["terminationGracePeriodSeconds"] == 3630
-    assert group(with_jobs, "doors")["template"]["spec"]["terminationGracePeriodSeconds"] == 105
+    assert group(with_jobs, "doors")["template"]["spec"]["terminationGracePeriodSeconds"] == 355
     hook = group(with_jobs, "whole")["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
     assert hook == ["python", "-m", "deployments.leave", "--within", "3600"]
     without = cluster_objects(*wide(tmp_path, ingresses=0))

@@ -15,15 +15,15 @@ from cotenant.gpu.plan import Plan
 from cotenant.manifests.kubernetes.objects import Object, cpus, from_secret, mib, unprivileged, variables
 from cotenant.manifests.kubernetes.sizing import Room
 from cotenant.manifests.ray_settings import PRELOAD, PRELOADED, shared_settings
-from cotenant.manifests.serve import longest_call_s
+from cotenant.manifests.serve import longest_answer_s, longest_call_s
 from cotenant.manifests.site import GROUP_ID, HOME, USER_ID, Image, Site
 
 #: The Secret with the API keys and the webhooks' secrets, under the names of their variables.
 SECRET = "cotenant-secrets"  # noqa: S105 - its name
 #: What SIGTERM and Ray's own end may take after a drain.
 _END_S = 30
-#: What the gateway takes to finish its answers (`deployments.gateway.GRACE_S`), and the time until nobody asks it more.
-_GATEWAY_S = 75
+#: The time until nobody asks a gateway that goes for more, and until Serve has seen it end.
+_GATEWAY_S = 25
 #: Where clients find CUDA's MPS daemon.
 MPS_SETTINGS = {"CUDA_MPS_PIPE_DIRECTORY": "/tmp/nvidia-mps", "CUDA_MPS_LOG_DIRECTORY": "/tmp/nvidia-mps-log"}  # noqa: S108
 #: Where Ray's agent on the node answers.
@@ -36,7 +36,8 @@ def grace_s(platform: Platform, plan: Plan, pool: str) -> int:
         names = [name for name, booking in plan.workloads.items() if booking.pool == pool]
         longest = max((longest_call_s(platform, name) for name in names), default=0.0)
     else:
-        longest = max(_GATEWAY_S, platform.jobs.drain_s if platform.jobs.ingresses else 0)
+        drain_s = platform.jobs.drain_s if platform.jobs.ingresses else 0
+        longest = max(longest_answer_s(platform) + _GATEWAY_S, drain_s)
     return int(longest) + _END_S
 
 

@@ -112,6 +112,7 @@ def _command(platform: Platform, host: Host) -> dict[str, Any]:
         f"--env={platform.environment}",
         "--host=0.0.0.0",
         f"--timeout={START_S}",
+        f"--grace={stop_grace_s(platform) - _END_S}",
     ]
     if host.on_cpu:
         return {"entrypoint": up[:1], "command": up[1:]}
