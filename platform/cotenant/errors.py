@@ -18,6 +18,18 @@
     │   ├── UrlRefused         the URL leads where no call may go, by its port or its address: no call was made
     │   └── Unreachable        its host has no address, does not take the call, or does not speak HTTP
     │       └── TimedOut       its host took too long
+    ├── ClusterError           Kubernetes did not do what was asked (exit code 1)
+    │   ├── NotConnected       no cluster is reached: no kubeconfig, no such context, no login, no route
+    │   ├── ClusterBusy        it was asked again and again, and did not answer or answered 429 or 5xx
+    │   ├── NotPermitted       it knows us and does not let us: verb, resource and namespace are said
+    │   ├── KindMissing        it knows no objects of that kind: its operator is not installed
+    │   ├── NamespaceMissing   the namespace is not there, or is being deleted
+    │   ├── ManifestRefused    an object is wrong: its fields are said
+    │   ├── FieldsOwned        somebody else set fields of the object otherwise; nothing was forced
+    │   ├── Changed            the object is there already, or is another than was read
+    │   ├── Gone               that version is too old to watch from: list again
+    │   ├── NoRevision         there is nothing to go back to
+    │   └── RolloutFailed      everything was applied and did not become healthy
     ├── SignatureInvalid       what claims to be a webhook was not signed so by who holds the secret
     └── CallError              a call to a workload ended without a reply
         ├── UnknownWorkload    no workload serves this route, model or template
@@ -33,7 +45,7 @@ translated into one of these at the edge that met it, and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -147,6 +159,63 @@ class Unreachable(OutboundError):
 
 class TimedOut(Unreachable):
     """The URL's host took too long."""
+
+
+class ClusterError(CotenantError):
+    """Kubernetes did not do what was asked."""
+
+
+class NotConnected(ClusterError):
+    """No cluster is reached: no kubeconfig, no such context, no login, or no route."""
+
+
+class ClusterBusy(ClusterError):
+    """The API server did not answer, or answered 429 or 5xx, however often it was asked."""
+
+
+class NotPermitted(ClusterError):
+    """The API server knows who asks and does not let them."""
+
+
+class KindMissing(ClusterError):
+    """The cluster knows no objects of that kind."""
+
+
+class NamespaceMissing(ClusterError):
+    """The namespace is not there, or is being deleted."""
+
+
+class ManifestRefused(ClusterError):
+    """An object is wrong, by the API server's schema or by a policy of the cluster."""
+
+    exit_code = 2
+
+
+class FieldsOwned(ClusterError):
+    """Another field manager set fields of the object to other values. Nothing was changed.
+
+    `owners` has the fields by manager.
+    """
+
+    def __init__(self, message: str, owners: Mapping[str, Sequence[str]]) -> None:
+        super().__init__(message)
+        self.owners = owners
+
+
+class Changed(ClusterError):
+    """The object is there already, or is another than was read. The call may be made anew from what is there now."""
+
+
+class Gone(ClusterError):
+    """The version is too old to watch from, or to go on listing from."""
+
+
+class NoRevision(ClusterError):
+    """There is nothing to go back to."""
+
+
+class RolloutFailed(ClusterError):
+    """Everything was applied and did not become healthy. It stays applied."""
 
 
 class SignatureInvalid(CotenantError):
