@@ -156,7 +156,7 @@ class ClusterContract:
 
     def test_a_namespace_that_is_not_there_is_said(self, cluster: Cluster) -> None:
         for dry_run in (True, False):
-            with pytest.raises(NamespaceMissing, match="nowhere.* not found; create the namespace first"):
+            with pytest.raises(NamespaceMissing, match=r"nowhere.* not found; create the namespace first"):
                 cluster.apply(config("nowhere"), dry_run=dry_run)
 
     def test_an_object_without_its_namespace_is_refused(self, cluster: Cluster) -> None:

@@ -1,3 +1,5 @@
+"""The in-memory cluster keeps the promises of a cluster."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -8,6 +10,8 @@ import pytest
 from cotenant.cluster.memory import InMemoryCluster
 from cotenant.cluster.objects import Kind, Ref
 from tests.contracts.cluster import ClusterContract
+
+pytestmark = pytest.mark.unit
 
 
 class _World:
