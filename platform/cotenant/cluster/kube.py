@@ -7,9 +7,10 @@ pod's service account. Logins that run out are renewed by the package before eac
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import urllib3
 import yaml
@@ -67,48 +68,49 @@ def _from_a_context(settings: client.Configuration, files: str, context: str | N
             f"there is no kubeconfig at {files}; for GKE make one with gcloud container clusters get-credentials "
             "CLUSTER --region REGION, or set KUBECONFIG"
         )
-    try:
-        contexts, current = config.list_kube_config_contexts(config_file=files)
-    except (config.ConfigException, OSError, TypeError) as error:
-        raise NotConnected(f"the kubeconfig {files} can't be used: {_one_line(error)}") from error
-    names = [str(each["name"]) for each in contexts]
-    chosen = context or (str(current["name"]) if current else None)
-    if chosen is None or chosen not in names:
-        have = ", ".join(names) or "none"
-        wanted = f"there is no context {context} in {files}" if context else f"{files} has no current context"
+    read = list(_read(files))
+    users = {str(each["name"]): str((each.get("context") or {}).get("user") or "") for each in _all(read, "contexts")}
+    chosen = context or next((str(each["current-context"]) for each in read if each.get("current-context")), None)
+    if chosen is None or chosen not in users:
+        have = ", ".join(users) or "none"
+        wanted = f"there is no context {chosen} in {files}" if chosen else f"{files} has no current context"
         raise NotConnected(f"{wanted}; there are: {have}; name one with --context")
     try:
         config.load_kube_config(config_file=files, context=chosen, client_configuration=settings, persist_config=False)
-    except (config.ConfigException, OSError, ValueError, KeyError) as error:
+    except (config.ConfigException, OSError, ValueError, KeyError, TypeError) as error:
         raise NotConnected(f"context {chosen} of {files} can't be used: {_one_line(error)}") from error
-    entry = next(each["context"] for each in contexts if each["name"] == chosen)
-    _require_helper(settings, files, chosen, str(entry.get("user", "")))
-    return Where(chosen, str(settings.host), str(entry.get("user", "")))
+    _require_login(settings, read, chosen, users[chosen])
+    return Where(chosen, str(settings.host), users[chosen])
 
 
-def _require_helper(settings: client.Configuration, files: str, context: str, user: str) -> None:
+def _read(files: str) -> Iterator[Mapping[str, Any]]:
+    """The kubeconfigs, in the order in which they count."""
+    for file in filter(_exists, files.split(os.pathsep)):
+        try:
+            read = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8")) or {}
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise NotConnected(f"the kubeconfig {file} can't be read: {_one_line(error)}") from error
+        if not isinstance(read, Mapping):
+            raise NotConnected(f"the kubeconfig {file} is none: it holds a {type(read).__name__}, not a mapping")
+        yield read
+
+
+def _all(read: Iterable[Mapping[str, Any]], section: str) -> list[Mapping[str, Any]]:
+    listed = [each for file in read for each in file.get(section) or ()]
+    return [each for each in listed if isinstance(each, Mapping) and "name" in each]
+
+
+def _require_login(settings: client.Configuration, read: Sequence[Mapping[str, Any]], context: str, user: str) -> None:
     """The package goes on without a login where the helper that makes one fails; the API server's 401 says less."""
     if settings.api_key or settings.cert_file or settings.username:
         return
-    command = next((run for run in map(_helper(user), files.split(os.pathsep)) if run), None)
+    logins = [each.get("user") or {} for each in _all(read, "users") if each["name"] == user]
+    command = next((each["exec"].get("command") for each in logins if each.get("exec")), None)
     if command:
         raise NotConnected(
             f"context {context} logs in by {command}, which gave no login; install it if it is missing "
             "(gcloud components install gke-gcloud-auth-plugin), or run it by hand to see why"
         )
-
-
-def _helper(user: str) -> Callable[[str], str | None]:
-    """What a kubeconfig file runs to log `user` in."""
-
-    def command(file: str) -> str | None:
-        if not _exists(file):
-            return None
-        read = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8")) or {}
-        entries = [each.get("user") or {} for each in read.get("users") or () if each.get("name") == user]
-        return next((str(each["exec"].get("command")) for each in entries if each.get("exec")), None)
-
-    return command
 
 
 class KubeWire:

@@ -50,8 +50,12 @@ SEARCHED = (
     Kind("scheduling.k8s.io/v1", "PriorityClass"),
     Kind("autoscaling.x-k8s.io/v1beta1", "CapacityBuffer"),
     Kind("cloud.google.com/v1", "ComputeClass"),
+    Kind("gateway.networking.k8s.io/v1", "Gateway"),
+    Kind("gateway.networking.k8s.io/v1", "HTTPRoute"),
     Kind("keda.sh/v1alpha1", "ScaledObject"),
     Kind("monitoring.googleapis.com/v1", "PodMonitoring"),
+    Kind("networking.gke.io/v1", "GCPBackendPolicy"),
+    Kind("networking.gke.io/v1", "HealthCheckPolicy"),
 )
 
 
