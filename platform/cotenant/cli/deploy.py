@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from cotenant.cli import deploying
+from cotenant.cli import deploying_view as view
 from cotenant.cli.options import platform_options, with_budgets
 from cotenant.config import Platform
 from cotenant.gpu.plan import plan
@@ -32,7 +32,7 @@ def deploy(  # noqa: PLR0917 - click gives them by name
     prune: bool,
 ) -> None:
     """Apply an environment to its Kubernetes cluster, and wait until it is healthy."""
-    console = Console(stderr=True, highlight=False)
+    console = view.console(stderr=True)
     platform, target = deploying.on_gke(file, environment, namespace)
     things = _rendered(platform)
     wishes = deploying.Wishes(environment, wait, timeout_s, yes, force, prune, dry_run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 
 from rich.console import Console, Group, RenderableType
@@ -21,6 +22,14 @@ VERBS: Mapping[Action, str] = {
 }
 _COLOURS = {"RUNNING": "green", "HEALTHY": "green", "DEPLOY_FAILED": "red", "UNHEALTHY": "red", "NOT_STARTED": "dim"}
 _STANDINGS = {"healthy": "green", "failed": "red", "waiting": "yellow", "applied": "yellow"}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that breaks no line of a log: without a terminal it is wide, unless COLUMNS says how wide."""
+    made = Console(stderr=stderr, highlight=False)
+    if made.is_terminal or "COLUMNS" in os.environ:
+        return made
+    return Console(stderr=stderr, highlight=False, width=200, soft_wrap=stderr)
 
 
 def show_proposal(proposal: Proposal, console: Console) -> None:

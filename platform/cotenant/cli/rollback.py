@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from cotenant.cli import deploying
-from cotenant.cli.deploying_view import history
+from cotenant.cli import deploying_view as view
 from cotenant.cli.options import platform_options
 from cotenant.cluster.history import way_back
 from cotenant.cluster.revisions import Revisions
@@ -35,12 +34,12 @@ def rollback(  # noqa: PLR0917 - click gives them by name
     prune: bool,
 ) -> None:
     """Go back to the last healthy revision of an environment."""
-    console = Console(stderr=True, highlight=False)
+    console = view.console(stderr=True)
     _, target = deploying.on_gke(file, environment, namespace)
     cluster = deploying.open_cluster(context)
     revisions = Revisions(cluster, target)
     if listed:
-        Console(highlight=False).print(history(revisions.known()))
+        view.console().print(view.history(revisions.known()))
         return
     back = way_back(revisions.known() if dry_run else revisions.catch_up(), to)
     console.print(f"back to revision {back.number}, applied {back.at} by {back.by} ({back.state})")

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cotenant.cli import deploying
-from cotenant.cli.deploying_view import history, picture
+from cotenant.cli import deploying_view as view
 from cotenant.cli.options import platform_options
 from cotenant.cluster.edge import Cluster
 from cotenant.cluster.history import Revision
@@ -45,12 +44,12 @@ def status(file: Path, environment: str, context: str | None, namespace: str | N
     if as_json:
         click.echo(json.dumps(told(cluster, target, service, progress, revisions), indent=2))
         return
-    console = Console(highlight=False)
+    console = view.console()
     console.print(f"{target.name} in namespace {target.namespace} of {cluster.where}", style="dim")
-    console.print(picture(progress))
+    console.print(view.picture(progress))
     console.print(_workloads(service))
     if revisions:
-        console.print(history(revisions[-1:]))
+        console.print(view.history(revisions[-1:]))
 
 
 def _now(cluster: Cluster, service: Object) -> Progress:

@@ -252,7 +252,7 @@ class InMemoryCluster:
             metadata["generation"] = known.get("generation", 0) + (0 if same else 1)
         metadata["resourceVersion"] = known.get("resourceVersion", "0")
         stored = _Stored(after, owners)
-        if before is not None and before.thing == after and before.owners == owners:
+        if before is not None and before.thing == after and set(before.owners) == set(owners):
             return self._shown(before)
         if dry_run:
             return self._shown(stored)
