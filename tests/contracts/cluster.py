@@ -211,6 +211,6 @@ class ClusterContract:
         assert (first.type, first.object["metadata"]["name"]) == ("added", "shop")
 
     def test_a_watch_from_too_long_ago_is_gone(self, cluster: Cluster, world: World, namespace: str) -> None:
-        cluster.apply(config(namespace))
+        cluster.apply(ray_service(namespace))
         with pytest.raises(Gone):
-            list(cluster.watch(CONFIG_MAP, namespace, since=world.too_old(), timeout_s=1))
+            list(cluster.watch(RAY_SERVICE, namespace, since=world.too_old(), timeout_s=1))

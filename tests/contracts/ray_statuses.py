@@ -10,7 +10,7 @@ PENDING = "shop-raycluster-b"
 LATER = "2026-01-01T00:10:00Z"
 
 
-def condition(type_: str, true: bool, reason: str, message: str = "") -> dict[str, Any]:
+def condition(type_: str, true: bool, reason: str, message: str = "it is so") -> dict[str, Any]:
     status = "True" if true else "False"
     time = "2026-01-01T00:00:00Z"
     return {"type": type_, "status": status, "reason": reason, "message": message, "lastTransitionTime": time}
@@ -22,7 +22,7 @@ def applications(**statuses: str | tuple[str, str]) -> dict[str, Any]:
     return {
         name: {
             "status": status,
-            "message": message,
+            **({"message": message} if message else {}),
             "serveDeploymentStatuses": {"Replica": {"status": "HEALTHY" if status == "RUNNING" else "UPDATING"}},
         }
         for name, (status, message) in told.items()
@@ -49,13 +49,11 @@ def status(
 
     return {
         "observedGeneration": generation,
-        "serviceStatus": "Running" if ready else "",
+        **({"serviceStatus": "Running"} if ready else {}),
         "numServeEndpoints": 1 if ready else 0,
         "lastUpdateTime": updated,
         "conditions": [
-            condition(
-                "Ready", ready, "NonZeroServeEndpoints" if ready else "Initializing", "it is initializing"
-            ),
+            condition("Ready", ready, "NonZeroServeEndpoints" if ready else "Initializing", "it is initializing"),
             condition(
                 "UpgradeInProgress",
                 active is not None and pending is not None,
