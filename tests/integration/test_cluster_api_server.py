@@ -41,8 +41,8 @@ class _World:
         self._server.patch(_path(ref), changes, manager)
 
     def set_status(self, ref: Ref, status: Mapping[str, Any]) -> None:
-        told = {"status": {**dict.fromkeys(("activeServiceStatus", "pendingServiceStatus", "conditions")), **status}}
-        self._server.patch(f"{_path(ref)}/status", told, "operator")
+        live = self._server.call("GET", _path(ref))
+        self._server.call("PUT", f"{_path(ref)}/status?fieldManager=operator", {**live, "status": dict(status)})
 
     def too_old(self) -> str:
         return "1"
