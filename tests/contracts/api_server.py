@@ -101,11 +101,22 @@ def require_api_server() -> ApiServer:
         pytest.skip(f"no CRDs of KubeRay in {SCHEMAS}; name their folder with COTENANT_SCHEMAS")
     if shutil.which("openssl") is None:
         pytest.skip("no openssl to make a key with")
-    return _started()
+    started = _started()
+    if isinstance(started, Exception):
+        raise AssertionError(f"the API server did not start: {started}") from started
+    return started
 
 
 @functools.cache
-def _started() -> ApiServer:
+def _started() -> ApiServer | Exception:
+    """A failure is kept too: it is waited for once, not by every test."""
+    try:
+        return _start()
+    except Exception as error:
+        return error
+
+
+def _start() -> ApiServer:
     folder = Path(tempfile.mkdtemp(prefix="cotenant-apiserver-"))
     client, peer, secure = _free_ports(3)
     tokens = ["admin-token,admin,1,system:masters", "nobody-token,nobody,2", "deployer-token,deployer,3"]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ import pytest
 
 from cotenant.cluster.kube import connect
 from cotenant.cluster.memory import InMemoryCluster
-from cotenant.cluster.objects import Kind, Ref
+from cotenant.cluster.objects import RAY_SERVICE, Kind, Ref
 from cotenant.cluster.rest import RestCluster
 from tests.contracts.api_server import write_kubeconfig
 from tests.contracts.cluster import ClusterContract
@@ -67,3 +71,42 @@ class TestFaults(ClusterFaultsContract):
     def proxy(self, server: str) -> Iterator[Proxy]:
         with proxying(server) as proxy:
             yield proxy
+
+
+FILE = """
+name: shop
+workloads:
+  mockups: {mockup: {templates: [mug]}, gpu: {vram_gib: 1.5}}
+jobs: {store: "gs://bucket/results"}
+gateway: {host: 0.0.0.0}
+environments:
+  prod:
+    pools:
+      front: {machine: e2-standard-8, nodes: {min: 1, max: 2}}
+      shared: {accelerator: nvidia-l4, machine: g2-standard-8, nodes: {min: 0, max: 2}}
+    gke: {project: acme-shop, region: us-central1}
+"""
+
+
+def test_ctrl_c_while_it_waits_leaves_everything_applied(server: str, twin: InMemoryCluster, tmp_path: Path) -> None:
+    """The command as it is run, with its own process, kubeconfig and signal."""
+    (tmp_path / "platform.yaml").write_text(FILE)
+    write_kubeconfig(tmp_path / "config", {"test": {"server": server}}, {"tester": {"token": "any"}})
+    command = subprocess.Popen(
+        [sys.executable, "-c", "from cotenant.cli import main; main()"]
+        + ["deploy", "-f", str(tmp_path / "platform.yaml"), "-e", "prod", "--yes"],
+        env={**os.environ, "KUBECONFIG": str(tmp_path / "config")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert command.stderr is not None
+    told = []
+    for line in command.stderr:
+        told.append(line)
+        if "has not taken up the change yet" in line:
+            command.send_signal(signal.SIGINT)
+            break
+    told += command.stderr.readlines()
+    assert command.wait(30) == 130, "".join(told)
+    assert "everything is applied and comes up by itself" in "".join(told)
+    assert len(twin.list(RAY_SERVICE, "shop-prod").items) == 1

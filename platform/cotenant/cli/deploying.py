@@ -123,7 +123,7 @@ def change(
         return
     if proposal.changes:
         _ask(proposal, cluster, wishes)
-    make_namespaces(cluster, proposal)
+    make_namespaces(cluster, proposal, force=wishes.force)
     revision = revisions.begin(proposal.things, at=_now(), by=_who(cluster), rollback_of=rollback_of)
     service = _carry_out(cluster, proposal, wishes, console)
     if service is None:

@@ -77,8 +77,9 @@ def follow(looks: Iterable[Progress], console: Console) -> Progress:
 
 
 def summary(progress: Progress) -> str:
-    """One line: what is waited for, and how many pods are ready."""
-    groups = ", ".join(f"{group.name} {group.ready}/{group.pods}" for group in progress.groups)
+    """One line: what is waited for, and how many pods of the Ray cluster that is to come up are ready."""
+    coming = [group for group in progress.groups if group.cluster == progress.service.coming]
+    groups = ", ".join(f"{group.name} {group.ready}/{group.pods}" for group in coming)
     reasons = "; ".join(reason.splitlines()[0] for reason in progress.verdict.reasons)
     told = f"{progress.verdict.standing}" + (f": {reasons}" if reasons else "")
     return told + (f" (pods ready: {groups})" if groups else "") + "".join(f"; {note}" for note in progress.notes)

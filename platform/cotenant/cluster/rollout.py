@@ -97,11 +97,11 @@ def _found(cluster: Cluster, things: Sequence[Mapping[str, Any]], target: Target
     return list(found.values()), notes
 
 
-def make_namespaces(cluster: Cluster, proposal: Proposal) -> None:
+def make_namespaces(cluster: Cluster, proposal: Proposal, *, force: bool = False) -> None:
     """The first of what is applied: the revision that notes the rest needs its namespace."""
     for thing in proposal.things:
         if kind_of(thing) == NAMESPACE:
-            cluster.apply(thing)
+            cluster.apply(thing, force=force)
 
 
 def carry_out(
