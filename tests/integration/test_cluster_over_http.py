@@ -92,9 +92,9 @@ def test_ctrl_c_while_it_waits_leaves_everything_applied(server: str, twin: InMe
     """The command as it is run, with its own process, kubeconfig and signal."""
     (tmp_path / "platform.yaml").write_text(FILE)
     write_kubeconfig(tmp_path / "config", {"test": {"server": server}}, {"tester": {"token": "any"}})
+    words = ["deploy", "-f", str(tmp_path / "platform.yaml"), "-e", "prod", "--yes"]
     command = subprocess.Popen(
-        [sys.executable, "-c", "from cotenant.cli import main; main()"]
-        + ["deploy", "-f", str(tmp_path / "platform.yaml"), "-e", "prod", "--yes"],
+        [sys.executable, "-c", "from cotenant.cli import main; main()", *words],
         env={**os.environ, "KUBECONFIG": str(tmp_path / "config")},
         stderr=subprocess.PIPE,
         text=True,
