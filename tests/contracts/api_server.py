@@ -192,7 +192,7 @@ def _load_crds(server: ApiServer) -> None:
     for file in sorted(SCHEMAS.glob(CRDS)):
         crd = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         crd["spec"]["versions"] = [each for each in crd["spec"]["versions"] if each["storage"]]
-        server.call("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", _for_1_20(crd))
+        server.call("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd)
         names.append(crd["spec"]["names"]["plural"])
     until = time.monotonic() + READY_S
     while time.monotonic() < until:
@@ -204,18 +204,3 @@ def _load_crds(server: ApiServer) -> None:
                 return
         time.sleep(0.1)
     raise AssertionError(f"the API server does not serve {', '.join(names)}")
-
-
-def _for_1_20(schema: Any) -> Any:
-    """This version reads a default of "" as null, and refuses it. Keys of list items become required instead."""
-    if isinstance(schema, list):
-        return [_for_1_20(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    plain = {key: _for_1_20(value) for key, value in schema.items() if not (key == "default" and value == "")}
-    keys = plain.get("x-kubernetes-list-map-keys")
-    if isinstance(keys, list):
-        items = plain["items"]
-        undefaulted = [key for key in keys if "default" not in items["properties"][key]]
-        items["required"] = sorted({*items.get("required", ()), *undefaulted})
-    return plain
