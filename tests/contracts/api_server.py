@@ -29,7 +29,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 BUILT = Path(os.environ.get("COTENANT_KUBE_APISERVER", Path.home() / ".cache" / "cotenant" / "kube-apiserver"))
-SCHEMAS = Path(os.environ.get("COTENANT_SCHEMAS", ROOT.parent / "shared" / "schemas"))
+SCHEMAS = Path(os.environ.get("COTENANT_KUBERAY_CRDS") or ROOT.parent / "shared" / "schemas")
 #: The kind that the client knows. Ray clusters are the operator's, which does not run here.
 CRDS = "kuberay-*-rayservices.crd.yaml"
 READY_S = 120.0
@@ -98,7 +98,7 @@ def require_api_server() -> ApiServer:
     if lacking:
         pytest.skip(f"no {' and '.join(lacking)} in {BUILT}: scripts/kube_apiserver builds them, once, in some minutes")
     if not list(SCHEMAS.glob(CRDS)):
-        pytest.skip(f"no CRDs of KubeRay in {SCHEMAS}; name their folder with COTENANT_SCHEMAS")
+        pytest.skip(f"no CRDs of KubeRay in {SCHEMAS}; name their folder with COTENANT_KUBERAY_CRDS")
     if shutil.which("openssl") is None:
         pytest.skip("no openssl to make a key with")
     started = _started()
