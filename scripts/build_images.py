@@ -67,8 +67,9 @@ class Buildah:
     name = "buildah"
 
     def build(self, build: Build, *, cache: bool) -> list[str]:
-        caching = ["--layers"] if cache else ["--no-cache"]
-        return ["buildah", "build", *caching, "--timestamp", str(TIMESTAMP), *build.arguments, "."]
+        # Without --layers buildah makes one layer of a whole stage, and of packages and application together.
+        words = ["--layers", "--timestamp", str(TIMESTAMP), *build.arguments, "."]
+        return ["buildah", "build", *([] if cache else ["--no-cache"]), *words]
 
     def push(self, build: Build, digest_file: Path) -> list[str]:
         return ["buildah", "push", "--digestfile", str(digest_file), build.reference, f"docker://{build.reference}"]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cotenant.cli.machine.ray_node import GRPC_MESSAGE_BYTES, PRELOAD, PRELOADED
 from cotenant.manifests.site import GROUP_ID, HOME, IMAGES, USER_ID
+from scripts.build_images import TIMESTAMP
 
 pytestmark = pytest.mark.unit
 
@@ -169,3 +172,25 @@ def test_only_what_images_are_made_of_travels_to_the_builder() -> None:
     for path in allowed:
         assert any(source == path or source.startswith(path + "/") for source in copied), path
         assert (ROOT / path).exists()
+
+
+def test_cloud_build_builds_the_two_images_on_a_pinned_base_in_one_region_and_scans_them() -> None:
+    text = (ROOT / "images" / "cloudbuild.yaml").read_text()
+    build = yaml.safe_load(text)
+    steps = {step["id"]: step for step in build["steps"]}
+    assert list(steps) == ["check", "builder", "doors", "engines", "digests", "sbom", "scan"]
+    assert [steps[image]["env"] for image in IMAGES] == [[f"TARGET={image}"] for image in IMAGES]
+    assert str(TIMESTAMP) in text and "--check-region" in text and "@sha256:[0-9a-f]{64}$" in text
+    used = set(re.findall(r"(?<!\$)\$\{(_[A-Z_]+)\}", text))
+    assert used == set(build["substitutions"])
+    waited = {name for step in build["steps"] for name in step.get("waitFor", ())}
+    assert waited <= set(steps)
+
+
+def test_the_clean_up_policy_keeps_what_runs_and_deletes_what_is_left_over() -> None:
+    policies = json.loads((ROOT / "images" / "cleanup-policy.json").read_text())
+    assert {policy["action"]["type"] for policy in policies} == {"Keep", "Delete"}
+    for policy in policies:
+        assert set(policy) <= {"name", "action", "condition", "mostRecentVersions"}
+        if policy["action"]["type"] == "Delete":
+            assert re.fullmatch(r"[0-9]+d", policy["condition"]["olderThan"])

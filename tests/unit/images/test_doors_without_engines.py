@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[3]
 #: What is imported in processes on the head and the front pool: by Serve's controller (policy, routing), by Serve's
 #: build task (a builder for each kind of workload), by our actors there.
 IN_THE_DOORS = (
-    "agent", "gateway", "headroom", "image", "ingress", "llm", "mockup", "policy", "replica", "routing", "scaler", "spare",
+    "agent", "gateway", "headroom", "image", "ingress", "llm",
+    "mockup", "policy", "replica", "routing", "scaler", "spare",
 )  # fmt: skip
 
 CHILD = """
