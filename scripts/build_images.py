@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,6 +80,11 @@ class Buildah:
     def digest(self, told: str) -> str:
         return told.strip()
 
+    def digest_of(self, reference: str) -> list[list[str]]:
+        """Commands of which the last one prints the digest of an image in a registry."""
+        shown = ["buildah", "inspect", "--type", "image", "--format", "{{.FromImageDigest}}", reference]
+        return [["buildah", "pull", "--quiet", "--policy", "always", reference], shown]
+
 
 class Buildx:
     """Builds, and pushes or exports as it builds. What was pushed carries provenance and a bill of materials."""
@@ -107,6 +112,9 @@ class Buildx:
 
     def digest(self, told: str) -> str:
         return str(json.loads(told)["containerimage.digest"])
+
+    def digest_of(self, reference: str) -> list[list[str]]:
+        return [["docker", "buildx", "imagetools", "inspect", "--format", "{{.Manifest.Digest}}", reference]]
 
     def _command(self, build: Build, *more: str) -> list[str]:
         words = ["docker", "buildx", "build", "--platform", "linux/amd64", *build.arguments, *more, "."]
@@ -146,15 +154,30 @@ def wrong_region(registry: str, region: str) -> str | None:
     return None
 
 
-def unpinned(base: str | None) -> str | None:
-    """Why this base is not to be pushed; None if its digest is given."""
-    if base is not None and _PINNED.search(base):
-        return None
-    return (
-        f"what is pushed needs a base pinned by digest, and the base is {base or 'the tag in the Dockerfile'}; give "
-        "--base python:3.11-slim-bookworm@sha256:…, the digest that "
-        "`docker buildx imagetools inspect python:3.11-slim-bookworm` tells"
-    )
+def default_base() -> str:
+    """The base that the Dockerfile names."""
+    match = re.search(r"^ARG BASE=(\S+)$", (ROOT / "images" / "Dockerfile").read_text(), re.MULTILINE)
+    assert match is not None
+    return match.group(1)
+
+
+def pinned(base: str, tool: Tool, ask: Callable[[Sequence[str]], str]) -> str:
+    """The base with its digest: as given, or as the registry has it now.
+
+    Raises EnvironmentFault: the registry told none.
+    """
+    if _PINNED.search(base):
+        return base
+    told = ""
+    for command in tool.digest_of(base):
+        told = ask(command).strip()
+    if not _PINNED.search(f"@{told}"):
+        raise EnvironmentFault(
+            f"what is pushed needs a base pinned by digest, and {base} could not be looked up; give it as "
+            f"--base {base}@sha256:…"
+        )
+    print(f"build_images: base {base}@{told}")
+    return f"{base}@{told}"
 
 
 def fragment(digests: Mapping[str, str]) -> str:
@@ -195,7 +218,7 @@ def revision() -> str:
 def registry_of(arguments: argparse.Namespace) -> tuple[str, str]:
     """Registry and tag. Raises CotenantError: the registry is not in the cluster's region."""
     if arguments.environment is None:
-        return arguments.registry or "localhost/cotenant", arguments.tag or __version__
+        return arguments.registry or "cotenant", arguments.tag or __version__
     site = Site.of(load_platform(arguments.file, arguments.environment))
     registry = arguments.registry or f"{site.registry_host}/{site.gke.project}/{site.repository}"
     if why := wrong_region(registry + "/", site.gke.region):
@@ -209,18 +232,23 @@ def run(command: Sequence[str]) -> None:
         raise EnvironmentFault(f"`{' '.join(command[:3])}` failed with {code}; what it said is above")
 
 
+def answer(command: Sequence[str]) -> str:
+    """What a command prints; nothing if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else ""
+
+
 def build_all(arguments: argparse.Namespace, scratch: Path) -> None:
     registry, tag = registry_of(arguments)
-    if arguments.push and (why := unpinned(arguments.base)):
-        raise PlanError(why)
     if arguments.check_region:
         print(f"build_images: {registry} is where the cluster is")
         return
     tool = find_tool(arguments.tool)
+    base = pinned(arguments.base or default_base(), tool, answer) if arguments.push else arguments.base
     secrets, wheels = sources(scratch)
     digests: dict[str, str] = {}
     for target in arguments.images:
-        build = Build(target, f"{registry}/{target}:{tag}", arguments.base, revision(), wheels, secrets)
+        build = Build(target, f"{registry}/{target}:{tag}", base, revision(), wheels, secrets)
         # Docker's builder pushes and exports what it builds; buildah does so from its store.
         if tool.name == "buildah" or not (arguments.push or arguments.oci):
             run(tool.build(build, cache=not arguments.no_cache))
@@ -242,12 +270,14 @@ def build_all(arguments: argparse.Namespace, scratch: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", nargs="*", choices=TARGETS, metavar="image", help=f"of {', '.join(TARGETS)}")
+    parser.add_argument("images", nargs="*", metavar="image", help=f"of {', '.join(TARGETS)} (default: the first two)")
     parser.add_argument("-f", "--file", type=Path, default=DEFAULT_FILE, help="platform file")
     parser.add_argument("-e", "--environment", help="take registry and tag from this environment's `gke`")
     parser.add_argument("--registry", help="push here instead, e.g. us-central1-docker.pkg.dev/acme/cotenant")
     parser.add_argument("--tag", help="default: the environment's, or the version")
-    parser.add_argument("--base", help="base image, for a push with its digest")
+    parser.add_argument(
+        "--base", help="base image (default: the Dockerfile's), pushed only with a digest; looked up if it has none"
+    )
     parser.add_argument("--tool", choices=("buildx", "buildah"), help="default: what is there, buildx first")
     parser.add_argument("--no-cache", action="store_true", help="build every layer anew")
     parser.add_argument("--push", action="store_true", help="push, and write the digests")
@@ -256,6 +286,8 @@ def main() -> None:
     parser.add_argument("--check-region", action="store_true", help="only check that the registry is the cluster's")
     arguments = parser.parse_args()
     arguments.images = arguments.images or list(IMAGES)
+    if unknown := set(arguments.images) - set(TARGETS):
+        parser.error(f"there is no image {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")
     if arguments.oci:
         arguments.oci = arguments.oci.absolute()
     with tempfile.TemporaryDirectory() as scratch:

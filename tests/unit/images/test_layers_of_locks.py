@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cotenant.manifests.ray_settings import RAY_VERSION
 from scripts import layers
 
 pytestmark = pytest.mark.unit
@@ -48,6 +49,7 @@ def test_what_rays_processes_send_each_other_has_one_version_in_all_images() -> 
     doors, engines = of_image("doors"), of_image("engines")
     for package in ("ray", "pydantic", "pydantic-core", "fastapi", "starlette", "numpy", "pillow", "orjson"):
         assert doors[package] == engines[package], package
+    assert doors["ray"] == RAY_VERSION
 
 
 def test_a_package_goes_into_the_first_layer_that_takes_it() -> None:
@@ -62,3 +64,13 @@ def test_a_package_without_a_wheel_is_refused_with_what_to_do() -> None:
     pylock = {"packages": [{"name": "old", "version": "1.0", "sdist": {}}]}
     with pytest.raises(ValueError, match=r"old 1\.0 needs a wheel .* pin a version that has one"):
         layers.packages(pylock)
+
+
+def test_the_cpus_torch_is_looked_for_only_where_a_lock_asks_for_it() -> None:
+    """A local version satisfies `torch==2.13.0`, so beside the CPU's wheel a GPU image would get that."""
+    assert "+cpu" in of_image("engines-cpu")["torch"] and "+" not in of_image("engines")["torch"]
+    lines = (ROOT / "images" / "install").read_text().splitlines()
+    asked = next(i for i, line in enumerate(lines) if line.startswith("if grep") and "+cpu" in line)
+    ends = next(i for i, line in enumerate(lines) if i > asked and line == "fi")
+    assert [i for i, line in enumerate(lines) if "/run/wheels" in line and "--find-links" in line and asked < i < ends]
+    assert sum("--find-links" in line for line in lines) == 1
