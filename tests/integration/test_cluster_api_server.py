@@ -23,6 +23,8 @@ from tests.contracts.cluster_faults import ClusterFaultsContract
 from tests.contracts.fault_proxy import Proxy, proxying
 
 pytestmark = pytest.mark.integration
+#: `scripts/test` runs it beside another.
+WAITS_MORE_THAN_IT_COMPUTES = True
 
 PLURALS = {"ConfigMap": "configmaps", "RayService": "rayservices"}
 DOCS = Path(__file__).parents[2] / "docs" / "deploy.md"

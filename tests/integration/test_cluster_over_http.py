@@ -23,6 +23,8 @@ from tests.contracts.fault_proxy import Proxy, proxying
 from tests.contracts.twin_server import serving
 
 pytestmark = pytest.mark.integration
+#: `scripts/test` runs it beside another.
+WAITS_MORE_THAN_IT_COMPUTES = True
 
 MISSING = (Kind("nobody.example/v1", "Thing"), Kind("v1", "Thing"))
 

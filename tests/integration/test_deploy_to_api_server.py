@@ -27,6 +27,8 @@ from tests.contracts.api_server import ApiServer, require_api_server
 from tests.contracts.ray_statuses import applications, status
 
 pytestmark = pytest.mark.integration
+#: `scripts/test` runs it beside another.
+WAITS_MORE_THAN_IT_COMPUTES = True
 
 FILE = """
 name: shop

@@ -17,6 +17,8 @@ from cotenant.gpu.fit.hub import HttpsHub
 from cotenant.gpu.fit.llm import LlmFacts
 
 pytestmark = pytest.mark.integration
+#: `scripts/test` runs it beside another.
+WAITS_MORE_THAN_IT_COMPUTES = True
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 10, "num_attention_heads": 2,

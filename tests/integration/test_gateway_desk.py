@@ -28,6 +28,8 @@ from cotenant.jobs.store.results import ResultStore, open_store
 from cotenant.telemetry.metrics import GatewayMetrics
 
 pytestmark = pytest.mark.integration
+#: `scripts/test` runs it beside another.
+WAITS_MORE_THAN_IT_COMPUTES = True
 
 DIRECTORY = Directory((Served("writer", "llm", models=("tiny",)), Served("mockups", "mockup", templates=("mug",))))
 KEYS = "acme:sk-acme,other:sk-other"

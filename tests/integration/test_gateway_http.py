@@ -24,6 +24,8 @@ from cotenant.gateway.server import HttpServer
 from cotenant.telemetry.metrics import GatewayMetrics
 
 pytestmark = pytest.mark.integration
+#: `scripts/test` runs it beside another.
+WAITS_MORE_THAN_IT_COMPUTES = True
 
 DIRECTORY = Directory(
     (

@@ -25,6 +25,8 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash 4.4"),
 ]
+#: `scripts/test` runs it beside another.
+WAITS_MORE_THAN_IT_COMPUTES = True
 
 FAKE = Path(__file__).parent / "fake_cloud" / "fake"
 PLAYED = ("gcloud", "kubectl", "helm", "curl", "git", "go", "sleep", "cotenant")

@@ -35,6 +35,8 @@ from tests.contracts.job_source import contract_jobs
 from tests.contracts.jobs_house import DIRECTORY, chat, render
 
 pytestmark = pytest.mark.integration
+#: `scripts/test` runs it beside another.
+WAITS_MORE_THAN_IT_COMPUTES = True
 
 _numbers = itertools.count(1)
 

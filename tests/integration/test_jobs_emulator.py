@@ -32,6 +32,8 @@ from tests.contracts.jobs_house import DIRECTORY, FlakyStore, chat, echo, eventu
 from tests.contracts.published_batch import publish_batch
 
 pytestmark = pytest.mark.integration
+#: `scripts/test` runs it beside another.
+WAITS_MORE_THAN_IT_COMPUTES = True
 
 _numbers = itertools.count(1)
 

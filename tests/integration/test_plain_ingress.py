@@ -26,6 +26,8 @@ from tests.contracts.jobs_house import chat, echo, message, picture, render
 from tests.contracts.upstream_house import Upstream, upstream
 
 pytestmark = pytest.mark.integration
+#: `scripts/test` runs it beside another.
+WAITS_MORE_THAN_IT_COMPUTES = True
 
 ROOT = Path(__file__).resolve().parents[2]
 

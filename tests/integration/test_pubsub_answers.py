@@ -20,6 +20,8 @@ from cotenant.jobs.queue.source import Message
 from tests.contracts.scripted_pubsub import Refusal, ScriptedPubSub, scripted_pubsub
 
 pytestmark = pytest.mark.integration
+#: `scripts/test` runs it beside another.
+WAITS_MORE_THAN_IT_COMPUTES = True
 
 LOST, LATER = "PERMANENT_FAILURE_INVALID_ACK_ID", "TRANSIENT_FAILURE_UNORDERED_ACK_ID"
 BAD = grpc.StatusCode.INVALID_ARGUMENT

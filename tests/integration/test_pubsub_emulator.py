@@ -32,6 +32,8 @@ from cotenant.jobs.queue.topology import EMULATOR, LABELS, Step, labels_of, want
 from tests.contracts.job_source import JobSourceContract, contract_jobs
 
 pytestmark = pytest.mark.integration
+#: `scripts/test` runs it beside another.
+WAITS_MORE_THAN_IT_COMPUTES = True
 
 _numbers = itertools.count(1)
 PROMISES = sorted(name for name in dir(JobSourceContract) if name.startswith("test_"))

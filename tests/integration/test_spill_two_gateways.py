@@ -22,6 +22,8 @@ from deployments.spilling import connect
 from tests.contracts.upstream_house import Upstream, gateway_over, until, upstream
 
 pytestmark = pytest.mark.integration
+#: `scripts/test` runs it beside another.
+WAITS_MORE_THAN_IT_COMPUTES = True
 
 KEY = "COTENANT_TEST_SPILL_KEY"
 ELSEWHERE = Directory(

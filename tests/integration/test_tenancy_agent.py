@@ -27,6 +27,8 @@ from tests.contracts.tenancy_house import terms as tenancy_terms
 from tests.unit.agent.light_engine import L4, NODE
 
 pytestmark = pytest.mark.integration
+#: `scripts/test` runs it beside another.
+WAITS_MORE_THAN_IT_COMPUTES = True
 
 CALLS = 300
 

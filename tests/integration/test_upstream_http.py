@@ -26,6 +26,8 @@ from tests.contracts.backend import SLOTS, BackendContract, Puppet, order, read_
 from tests.contracts.upstream_house import Upstream, until, upstream
 
 pytestmark = pytest.mark.integration
+#: `scripts/test` runs it beside another.
+WAITS_MORE_THAN_IT_COMPUTES = True
 
 PUPPETS = Directory((Served("puppet", "mockup", templates=("puppet",), slots=SLOTS, deadline_s=60),))
 WRITER = Directory((Served("writer", "llm", models=("tiny", "writer"), deadline_s=20),))

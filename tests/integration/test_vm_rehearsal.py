@@ -23,6 +23,8 @@ from cotenant.manifests.files import Files
 from cotenant.manifests.vm import vm_files
 
 pytestmark = pytest.mark.integration
+#: `scripts/test` runs it beside another.
+WAITS_MORE_THAN_IT_COMPUTES = True
 
 ROOT = Path(__file__).parents[2]
 KEYS = "COTENANT_API_KEYS=acme:k1\n"

@@ -34,6 +34,8 @@ from cotenant.outbound.webhooks import (
 from tests.contracts.webhook_delivery import DeliverContract
 
 pytestmark = pytest.mark.integration
+#: `scripts/test` runs it beside another.
+WAITS_MORE_THAN_IT_COMPUTES = True
 
 OLD, NEW = "whsec_" + "b2xk" * 8, "whsec_" + "bmV3" * 8
 

@@ -74,6 +74,12 @@ class Operator:
         self._thread.join(5)
 
 
+@pytest.fixture(autouse=True)
+def _a_wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the tests run, so that no line is folded."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+
 @pytest.fixture
 def cluster() -> InMemoryCluster:
     return InMemoryCluster()

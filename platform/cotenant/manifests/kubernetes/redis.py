@@ -56,7 +56,10 @@ def redis(platform: Platform) -> list[Object]:
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": metadata(site, SERVICE),
-            "spec": {"selector": _SELECTOR, "ports": [{"name": "redis", "port": _PORT, "targetPort": "redis"}]},
+            "spec": {
+                "selector": _SELECTOR,
+                "ports": [{"name": "redis", "port": _PORT, "targetPort": "redis", "protocol": "TCP"}],
+            },
         },
         {
             "apiVersion": "apps/v1",
