@@ -23,7 +23,7 @@ from cotenant.cli.machine.state import ProcessRef
 
 ROOT = Path(__file__).parents[2]
 _START_S = 90.0
-_Started = tuple[subprocess.Popen[bytes], ProcessRef]
+Started = tuple[subprocess.Popen[bytes], ProcessRef]
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,18 @@ def several_nodes(head: Node, workers: Sequence[Node], environment: Mapping[str,
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     ours = {**inherited, "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}", **auth, **environment}
     directory = Path(tempfile.mkdtemp(prefix="cotenant-ray-"))
-    gcs, dashboard, client = (_free_port() for _ in range(3))
+    gcs, dashboard, client = (free_port() for _ in range(3))
     address = f"127.0.0.1:{gcs}"
     as_head = [
         "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--temp-dir={directory}",
     ]  # fmt: skip
-    started: list[_Started] = []
+    started: list[Started] = []
     try:
-        started.append(_start(head, as_head, directory / "head.log", ours))
+        started.append(start(head, as_head, directory / "head.log", ours))
         for number, worker in enumerate(workers):
             joined = [f"--address={address}", "--node-ip-address=127.0.0.1"]
-            started.append(_start(worker, joined, directory / f"worker-{number}.log", ours))
+            started.append(start(worker, joined, directory / f"worker-{number}.log", ours))
         yield Cluster(address, f"http://127.0.0.1:{dashboard}", {**auth, "RAY_ADDRESS": address})
     finally:
         for process, owner in reversed(started):
@@ -72,12 +72,16 @@ def several_nodes(head: Node, workers: Sequence[Node], environment: Mapping[str,
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _start(node: Node, how: Sequence[str], log: Path, environment: Mapping[str, str]) -> _Started:
+def start(
+    node: Node, how: Sequence[str], log: Path, environment: Mapping[str, str], *, under: Sequence[str] = ()
+) -> Started:
+    """A node by `ray start` with the arguments `how`, by way of the command `under`; returns when it runs."""
     command = [
+        *under,
         sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--block", *how,
         f"--num-cpus={node.cpus}", f"--num-gpus={node.gpus}", f"--resources={json.dumps(dict(node.resources))}",
         f"--object-store-memory={128 * 2**20}", "--min-worker-port=0", "--max-worker-port=0",
-        f"--dashboard-agent-listen-port={_free_port()}", f"--metrics-export-port={_free_port()}",
+        f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={free_port()}",
         "--disable-usage-stats",
     ]  # fmt: skip
     with log.open("wb") as output:
@@ -93,7 +97,7 @@ def _start(node: Node, how: Sequence[str], log: Path, environment: Mapping[str, 
     return process, owner
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

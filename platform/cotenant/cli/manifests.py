@@ -56,7 +56,7 @@ def manifests(
     """
     if (workload is None) == (target == "cloudrun"):
         raise click.UsageError("--target cloudrun and --workload NAME go together")
-    folders = dict(_rendered(file, names, target, workload, out))
+    folders = dict(rendered(file, names, target, workload, out))
     if stdout:
         for files in folders.values():
             for path, text in files.items():
@@ -78,7 +78,7 @@ def manifests(
             click.echo(f"  {path}")
 
 
-def _rendered(
+def rendered(
     file: Path, names: tuple[str, ...], target: str, workload: str | None, out: Path | None
 ) -> Iterator[tuple[Path, Files]]:
     """Each folder and what belongs in it."""
