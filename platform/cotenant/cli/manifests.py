@@ -18,7 +18,7 @@ from cotenant.manifests.cloudrun import cloudrun_files
 from cotenant.manifests.environment import command_for, environment_files
 from cotenant.manifests.files import HEADER, Files
 from cotenant.manifests.gke.setup_script import setup_files
-from cotenant.manifests.rules import cpu_shortages
+from cotenant.manifests.rules import cpu_shortages, upgrade_room
 from cotenant.manifests.vm import vm_files
 
 TARGETS = ("gke", "compose", "cloudrun")
@@ -117,7 +117,7 @@ def _on_gke(file: Path) -> tuple[str, ...]:
 def _planned(file: Path, environment: str) -> tuple[Platform, Plan]:
     platform, notes = with_budgets(load_platform(file, environment))
     the_plan = plan(platform)
-    short = cpu_shortages(platform, the_plan) if platform.gke is not None else []
+    short = [] if platform.gke is None else [*cpu_shortages(platform, the_plan), *upgrade_room(platform, the_plan)]
     for warning in (*notes, *the_plan.warnings, *short):
         click.secho(f"{environment}: {warning}", fg="yellow", err=True)
     return platform, the_plan

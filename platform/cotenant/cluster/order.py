@@ -39,6 +39,7 @@ KEPT = frozenset({"Namespace", "PersistentVolumeClaim", "Secret", "CustomResourc
 SEARCHED = (
     RAY_SERVICE,
     Kind("v1", "ConfigMap"),
+    Kind("v1", "PodTemplate"),
     Kind("v1", "Service"),
     Kind("v1", "ServiceAccount"),
     Kind("apps/v1", "Deployment"),

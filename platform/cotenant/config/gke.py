@@ -68,8 +68,9 @@ class Gke(Model):
     upgrade: Literal["new-cluster", "incremental", "none"] = Field(
         "new-cluster",
         description="What a change of images or nodes does. new-cluster: a second Ray cluster beside the first, then "
-        "the first goes. incremental: the same in steps, a quarter more GPUs at the most at any time (needs a "
-        "proxy-only subnet). none: nothing until you delete the cluster. Workloads change in place in any case.",
+        "the first goes. incremental: the same in steps, a quarter more GPUs at the most at any time; requests follow "
+        "the doors of both (needs a proxy-only subnet). none: nothing until you delete the cluster. Workloads change in "
+        "place in any case.",
     )
     baked: bool = Field(
         True, description="GPU nodes come with the images on a secondary boot disk, made by `setup.sh`."
@@ -77,7 +78,8 @@ class Gke(Model):
     redis: str | None = Field(
         None,
         pattern=r"^[a-z0-9.-]+:[0-9]{1,5}$",
-        description="host:port of a Redis that keeps the state of Ray's head (default: one in the namespace).",
+        description="host:port of a Redis that keeps the state of Ray's head, with a password (default: one in the "
+        "namespace).",
     )
 
     @model_validator(mode="after")

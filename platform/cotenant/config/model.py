@@ -404,6 +404,11 @@ class Gateway(Model):
     host: str = Field("127.0.0.1", description="Address the HTTP door listens on.")
     port: int = Field(8000, ge=1, le=65535, description="Port the HTTP door listens on.")
     replicas: int = Field(1, ge=1, le=1000, description="Gateway replicas.")
+    open_metrics: bool = Field(
+        False,
+        description="Serve /metrics without a key, for a collector that has none. On GKE it is so: only the namespace "
+        "and Google's collector reach it there.",
+    )
     max_body_mib: float = Field(32, gt=0, le=1024, description="Largest request body; artwork itself is capped at 20.")
 
 

@@ -111,7 +111,7 @@ def create_app(
     for kind in (Refused, ClientGone, CallError, JobError):
         app.add_exception_handler(kind, refused)
     app.add_exception_handler(HTTPException, not_served)
-    app.add_middleware(Edge, keys=keys, metrics=metrics)
+    app.add_middleware(Edge, keys=keys, metrics=metrics, open_metrics=gateway.open_metrics)
     openapi.install(app)
     return app
 

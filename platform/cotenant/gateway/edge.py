@@ -35,8 +35,10 @@ _LOOPBACK_ORIGIN = re.compile(rf"https?://{_LOOPBACK_HOST.pattern}", re.IGNORECA
 
 
 class Edge:
-    def __init__(self, app: ASGIApp, *, keys: Keyring, metrics: GatewayMetrics) -> None:
+    def __init__(self, app: ASGIApp, *, keys: Keyring, metrics: GatewayMetrics, open_metrics: bool = False) -> None:
+        """`open_metrics`: who asks for `/metrics` needs no key."""
         self._app = app
+        self._open = OPEN_PATHS | {"/metrics"} if open_metrics else OPEN_PATHS
         self._keys = keys
         self._metrics = metrics
 
@@ -74,7 +76,7 @@ class Edge:
 
     def _refusal(self, path: str, headers: Headers, visit: Visit) -> Reply | None:
         """The reply to a caller who may not come in; notes the tenant of one who may."""
-        if path in OPEN_PATHS:
+        if path in self._open:
             return None
         if not self._keys:
             # Without a key only loopback is served: not a web page that rebinds its name to it, nor one from

@@ -34,7 +34,7 @@ NO_RAY_WORKERS = (
     "An ingress outside of Ray, scaled by the queue's metric. Ray workers can't be scaled so: RayService and\n"
     "RayCluster have no scale subresource. The ingress that Serve runs needs no metric; this is the other way."
 )
-USE_COMPONENT = "Not part of the environment. An overlay adds it with `components: [{folder}]`."
+USE_COMPONENT = "Not part of the environment. An overlay adds it (docs/gke.md) with `components: [PATH/{folder}]`."
 #: Addresses that nobody outside of the container reaches.
 _LOOPBACK = ("127.", "localhost", "::1")
 
@@ -83,7 +83,7 @@ def _parts(platform: Platform, plan: Plan) -> Sequence[tuple[str, list[Object]]]
     _check(platform)
     return (
         ("namespace", [namespace(site), service_account(site), *priority_classes(site)]),
-        ("network", network_policies(site, http_port=platform.gateway.port, exposed=site.gke.domain is not None)),
+        ("network", network_policies(platform)),
         ("redis", redis(platform)),
         ("door", [http_service(platform), *outside_door(platform)]),
         ("disruption", disruption_budgets(platform, pods_at_min(platform, plan))),

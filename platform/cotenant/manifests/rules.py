@@ -68,6 +68,24 @@ def cpu_shortages(platform: Platform, plan: Plan) -> list[str]:
     return found
 
 
+def upgrade_room(platform: Platform, plan: Plan) -> list[str]:
+    """Pools that can't hold a second Ray cluster beside the first, which an upgrade of images makes: warnings."""
+    if Site.of(platform).gke.upgrade == "none":
+        return []
+    found = []
+    for name, pool in platform.pools.items():
+        planned = plan.pools.get(name)
+        least = pool.nodes.min if planned is None else max(pool.nodes.min, planned.nodes_at_min)
+        # What stands in for spot has a node pool of its own, as large.
+        most = pool.nodes.max * (2 if pool.spot else 1)
+        if most < 2 * least:
+            found.append(
+                f"pool {name} has {least} nodes at the least and {pool.nodes.max} at the most, so another version of "
+                f"the images can't come up beside this one; let it have {2 * least}, or set gke.upgrade: none"
+            )
+    return found
+
+
 def pods_of(objects: Iterable[Object]) -> Iterator[tuple[str, Object]]:
     """Every pod that the objects would make, with where it comes from."""
     for each in objects:
@@ -217,6 +235,11 @@ def _may_finish(service: Object, platform: Platform) -> Iterator[str]:
             timeout_s = deployment.get("graceful_shutdown_timeout_s", 0.0)
             for resource in _asks(deployment):
                 longest[resource] = max(longest.get(resource, 0.0), timeout_s)
+    head = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
+    slowest_s = max(group["template"]["spec"]["terminationGracePeriodSeconds"] for group in _groups(service).values())
+    waits = any("lifecycle" in container for container in head["containers"])
+    if head.get("terminationGracePeriodSeconds", 30) <= slowest_s or not waits:
+        yield f"the head goes before its workers, which may take {slowest_s} s, and without it nothing drains"
     for name, group in _groups(service).items():
         spec = group["template"]["spec"]
         grace_s, need_s = spec["terminationGracePeriodSeconds"], longest.get(pool_resource(name), 0.0)

@@ -109,6 +109,14 @@ async def test_a_body_over_the_limit_is_refused_while_it_is_read(declared: bool)
     assert read <= 12 * 1024
 
 
+async def test_metrics_need_no_key_where_the_file_says_so_and_everything_else_does() -> None:
+    gateway = Gateway(open_metrics=True)
+    house = House({"writer": lambda call: Reply(200, b"")}, keys=keyring("acme:s3cret"), gateway=gateway)
+    async with house.client() as client:
+        assert (await client.get("/metrics")).status_code == 200
+        assert (await client.get("/v1/models")).status_code == 401
+
+
 async def test_every_route_but_the_probes_asks_for_a_key() -> None:
     house = House({"writer": lambda call: Reply(200, call.tenant.encode())}, keys=keyring("acme:s3cret"))
     async with house.client() as client:

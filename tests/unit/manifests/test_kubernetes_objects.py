@@ -19,7 +19,7 @@ from cotenant.gpu.plan import Plan, plan
 from cotenant.manifests.environment import cluster_objects, environment_files
 from cotenant.manifests.kubernetes.sizing import allocatable
 from cotenant.manifests.resolved import platform_file
-from cotenant.manifests.rules import broken, cpu_shortages, pods_of, requested
+from cotenant.manifests.rules import broken, cpu_shortages, pods_of, requested, upgrade_room
 from tests.contracts.manifest_schemas import problems
 
 pytestmark = pytest.mark.unit
@@ -196,6 +196,55 @@ def test_the_door_is_outside_only_with_a_domain_and_then_with_tls(tmp_path: Path
     assert backend["spec"]["default"]["timeoutSec"] == 330
 
 
+def test_what_the_file_names_elsewhere_may_be_reached_from_those_who_need_it(tmp_path: Path) -> None:
+    def egress(gke: str, spill: str = "") -> dict[str, list[Any]]:
+        file = tmp_path / "platform.yaml"
+        text = WIDE.format(gke=gke, ingresses=1)
+        file.write_text(
+            text.replace("pools: [whole],", f"pools: [whole], spill: {{url: '{spill}'}},") if spill else text
+        )
+        platform = load_platform(file, "live")
+        policies = of_kind(cluster_objects(platform, plan(platform)), "NetworkPolicy")
+        return {each["metadata"]["name"]: each["spec"].get("egress", []) for each in policies}
+
+    redis = {"to": [{"ipBlock": {"cidr": "10.0.0.3/32"}}], "ports": [{"protocol": "TCP", "port": 6379}]}
+    assert redis in egress("redis: '10.0.0.3:6379'")["operator"]
+    assert egress("redis: 'redis.internal:6380'")["operator"][-1] == {"ports": [{"protocol": "TCP", "port": 6380}]}
+    assert "spill" not in egress("baked: true")
+    private = egress("baked: true", "http://10.1.2.3:9000")["spill"]
+    assert private == [{"to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}], "ports": [{"protocol": "TCP", "port": 9000}]}]
+    assert egress("baked: true", "https://mugs.a.run.app")["spill"] == [{"ports": [{"protocol": "TCP", "port": 443}]}]
+
+
+def test_googles_collector_needs_no_key_for_the_gateways_metrics() -> None:
+    (service,) = of_kind(cluster_objects(*shipped("prod")), "RayService")
+    gateway = next(
+        a for a in yaml.safe_load(service["spec"]["serveConfigV2"])["applications"] if a["name"] == "gateway"
+    )
+    assert gateway["args"]["gateway"]["open_metrics"] is True
+
+
+def test_the_head_goes_after_its_workers_and_a_load_balancer_leaves_them_the_time(tmp_path: Path) -> None:
+    objects = cluster_objects(*wide(tmp_path, "domain: studio.example"))
+    head = cluster(objects)["headGroupSpec"]["template"]["spec"]
+    assert head["terminationGracePeriodSeconds"] == 3660
+    assert "--head" in head["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    (backend,) = of_kind(objects, "GCPBackendPolicy")
+    assert backend["spec"]["default"]["connectionDraining"]["drainingTimeoutSec"] == 325
+
+
+def test_a_pool_that_cannot_hold_two_versions_is_warned_of(tmp_path: Path) -> None:
+    assert upgrade_room(*shipped("dev")) == upgrade_room(*shipped("prod")) == []
+    file = tmp_path / "platform.yaml"
+    file.write_text(WIDE.format(gke="", ingresses=1).replace("{min: 3, max: 6}", "{min: 3, max: 5}"))
+    platform = load_platform(file, "live")
+    (warning,) = upgrade_room(platform, plan(platform))
+    assert "pool doors has 3 nodes at the least and 5 at the most" in warning
+    file.write_text(file.read_text().replace("region: europe-west4,", "region: europe-west4, upgrade: none,"))
+    platform = load_platform(file, "live")
+    assert upgrade_room(platform, plan(platform)) == []
+
+
 def test_metrics_and_docs_are_not_routed_from_outside(tmp_path: Path) -> None:
     outside = cluster_objects(*wide(tmp_path, "domain: studio.example"))
     (route,) = [each for each in of_kind(outside, "HTTPRoute") if each["metadata"]["name"] == "http"]
@@ -321,6 +370,10 @@ MISTAKES: dict[str, tuple[Callable[[list[dict[str, Any]]], None], str]] = {
         "is killed after 300 s",
     ),
     "not drained": (lambda o: _container(o).pop("lifecycle"), "is not drained"),
+    "a head that goes first": (
+        lambda o: cluster(o)["headGroupSpec"]["template"]["spec"].update(terminationGracePeriodSeconds=30),
+        "the head goes before its workers",
+    ),
     "privileged": (lambda o: _container(o)["securityContext"].update(privileged=True), "rights that it does not need"),
     "the node's network": (
         lambda o: group(o, "shared")["template"]["spec"].update(hostNetwork=True),

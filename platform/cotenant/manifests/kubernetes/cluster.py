@@ -16,6 +16,7 @@ from cotenant.manifests.kubernetes.containers import (
     door_probe,
     door_secrets,
     grace_s,
+    head_lifecycle,
     lifecycle,
     pod_security,
     ray_container,
@@ -37,6 +38,8 @@ TOKEN_SECRET = "cotenant-ray-token"  # noqa: S105 - its name
 _GPU_IDLE_S, _FRONT_IDLE_S = 120, 600
 #: A pod that doesn't come within this time is given up, and asked for again. A GPU node with its images takes minutes.
 _ALLOCATE_S = 900
+#: How much later than its last worker the head may go.
+_HEAD_LATER_S = 30
 #: Ray's shared memory, within the container's own.
 _OBJECT_STORE_BYTES = {"doors": 2**30, "engines": 2 * 2**30}
 #: What COTENANT_HOME may grow to on the node's disk: compiled code, and models that are no bucket's.
@@ -58,7 +61,7 @@ def ray_cluster(platform: Platform, plan: Plan) -> Object:
         "autoscalerOptions": _autoscaler(),
         "authOptions": {"mode": "token", "secretName": TOKEN_SECRET},
         "gcsFaultToleranceOptions": gcs_fault_tolerance(site),
-        "headGroupSpec": _head(platform, site, front),
+        "headGroupSpec": _head(platform, plan, site, front),
         "workerGroupSpecs": [
             _group(platform, plan, site, front),
             *(_group(platform, plan, site, name) for name in plan.pools),
@@ -85,7 +88,9 @@ def _autoscaler() -> Object:
     }
 
 
-def _head(platform: Platform, site: Site, front: str) -> Object:
+def _head(platform: Platform, plan: Plan, site: Site, front: str) -> Object:
+    # As long as the slowest of its workers, and a little longer.
+    grace = max(grace_s(platform, plan, name) for name in (front, *plan.pools)) + _HEAD_LATER_S
     container = ray_container(
         "ray-head",
         site=site,
@@ -97,6 +102,7 @@ def _head(platform: Platform, site: Site, front: str) -> Object:
             {"name": "dashboard", "containerPort": 8265},
             {"name": "client", "containerPort": 10001},
         ],
+        lifecycle=head_lifecycle(grace),
         livenessProbe=raylet_probe(period_s=10, failures=30),
         readinessProbe=raylet_probe(period_s=5, failures=6),
     )
@@ -112,6 +118,7 @@ def _head(platform: Platform, site: Site, front: str) -> Object:
             "spec": {
                 "priorityClassName": priority_name(site, "doors"),
                 "restartPolicy": "Never",
+                "terminationGracePeriodSeconds": grace,
                 "securityContext": pod_security(),
                 **pod_placement(platform, front),
                 "containers": [container],

@@ -12,18 +12,17 @@ from typing import Any
 
 from cotenant.config import Platform
 from cotenant.gpu.plan import Plan
+from cotenant.manifests.kubernetes.door import door_drain_s
 from cotenant.manifests.kubernetes.objects import Object, cpus, from_secret, mib, unprivileged, variables
 from cotenant.manifests.kubernetes.sizing import Room
 from cotenant.manifests.ray_settings import PRELOAD, PRELOADED, shared_settings
-from cotenant.manifests.serve import longest_answer_s, longest_call_s
+from cotenant.manifests.serve import longest_call_s
 from cotenant.manifests.site import GROUP_ID, HOME, USER_ID, Image, Site
 
 #: The Secret with the API keys and the webhooks' secrets, under the names of their variables.
 SECRET = "cotenant-secrets"  # noqa: S105 - its name
 #: What SIGTERM and Ray's own end may take after a drain.
 _END_S = 30
-#: The time until nobody asks a gateway that goes for more, and until Serve has seen it end.
-_GATEWAY_S = 25
 #: Where clients find CUDA's MPS daemon.
 MPS_SETTINGS = {"CUDA_MPS_PIPE_DIRECTORY": "/tmp/nvidia-mps", "CUDA_MPS_LOG_DIRECTORY": "/tmp/nvidia-mps-log"}  # noqa: S108
 #: Where Ray's agent on the node answers.
@@ -37,7 +36,7 @@ def grace_s(platform: Platform, plan: Plan, pool: str) -> int:
         longest = max((longest_call_s(platform, name) for name in names), default=0.0)
     else:
         drain_s = platform.jobs.drain_s if platform.jobs.ingresses else 0
-        longest = max(longest_answer_s(platform) + _GATEWAY_S, drain_s)
+        longest = max(door_drain_s(platform), drain_s)
     return int(longest) + _END_S
 
 
@@ -97,6 +96,12 @@ def pod_security() -> Object:
         "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},
     }
+
+
+def head_lifecycle(grace: int) -> Object:
+    """The head waits for nodes that are being drained: with a cluster that is deleted, all pods go at once."""
+    wait = ["python", "-m", "deployments.leave", "--head", "--within", str(grace - _END_S)]
+    return {"preStop": {"exec": {"command": wait}}}
 
 
 def lifecycle(grace: int, *, mps: bool = False) -> Object:

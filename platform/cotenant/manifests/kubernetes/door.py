@@ -10,16 +10,22 @@ from __future__ import annotations
 
 from cotenant.config import Platform
 from cotenant.manifests.kubernetes.objects import Object, metadata
+from cotenant.manifests.serve import longest_answer_s
 from cotenant.manifests.site import Site
 
 #: Google's global external Application Load Balancer.
 GATEWAY_CLASS = "gke-l7-global-external-managed"
 #: Name of the Service of the HTTP door.
 SERVICE = "http"
+#: The time until nobody asks a gateway that goes for more, and until Serve has seen it end.
+_GATEWAY_S = 25
 #: What pods of the front group carry for it.
 DOOR_LABEL = {"cotenant-door": "http"}
-#: How long the load balancer lets requests end that a pod which goes still has.
-_DRAIN_S = 60
+
+
+def door_drain_s(platform: Platform) -> int:
+    """How long a gateway that goes may take, and the load balancer leave it what it still answers (3600 s at most)."""
+    return min(3600, int(longest_answer_s(platform)) + _GATEWAY_S)
 
 
 def http_service(platform: Platform) -> Object:
@@ -63,7 +69,7 @@ def outside_door(platform: Platform) -> list[Object]:
         return []
     port = platform.gateway.port
     backend = {"group": "", "kind": "Service", "name": SERVICE}
-    longest_s = int(max(workload.deadline_s for workload in platform.workloads.values())) + 30
+    longest_s = int(longest_answer_s(platform)) + 30
     return [
         {
             "apiVersion": "gateway.networking.k8s.io/v1",
@@ -133,7 +139,10 @@ def outside_door(platform: Platform) -> list[Object]:
             "kind": "GCPBackendPolicy",
             "metadata": metadata(site, "http"),
             "spec": {
-                "default": {"timeoutSec": longest_s, "connectionDraining": {"drainingTimeoutSec": _DRAIN_S}},
+                "default": {
+                    "timeoutSec": longest_s,
+                    "connectionDraining": {"drainingTimeoutSec": door_drain_s(platform)},
+                },
                 "targetRef": backend,
             },
         },

@@ -3,14 +3,17 @@
 Ray's own ports have a token, Serve's and the metrics' have none, and Ray opens hundreds; so pods of the environment
 speak to each other and to nobody else, but for the HTTP door, the operator at the head's dashboard, and the collector
 of metrics. Outbound, artwork and webhooks go to the public internet and not to private addresses, which the code checks
-too (`outbound.addresses`); DNS, the metadata server (Workload Identity) and the Kubernetes API are let through for who
-needs them.
+too (`outbound.addresses`); DNS and the metadata server (Workload Identity) are let through. The head reaches port 443
+anywhere, since nobody knows beforehand where the Kubernetes API is, and a Redis of yours; the doors what they spill to.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
+from urllib.parse import urlsplit
 
+from cotenant.config import Platform
 from cotenant.manifests.kubernetes.door import DOOR_LABEL
 from cotenant.manifests.kubernetes.objects import Object, metadata
 from cotenant.manifests.site import METRICS_PORT, Site
@@ -25,8 +28,10 @@ _OPERATOR_NAMESPACE = "kuberay-system"
 _COLLECTOR_NAMESPACE = "gmp-system"
 
 
-def network_policies(site: Site, *, http_port: int, exposed: bool) -> list[Object]:
-    """The policies of the namespace; `exposed` lets Google's load balancers reach the HTTP door."""
+def network_policies(platform: Platform) -> list[Object]:
+    """The policies of the namespace. Google's load balancers reach the HTTP door only where there is a domain."""
+    site, http_port = Site.of(platform), platform.gateway.port
+    exposed = site.gke.domain is not None
     everyone: Object = {"podSelector": {}}
     door_from = [everyone, *({"ipBlock": {"cidr": block}} for block in (LOAD_BALANCERS if exposed else ()))]
     return [
@@ -50,8 +55,9 @@ def network_policies(site: Site, *, http_port: int, exposed: bool) -> list[Objec
             {"ray.io/node-type": "head"},
             ingress=[{"from": [_namespace(_OPERATOR_NAMESPACE)], "ports": [_tcp(8265)]}],
             # The autoscaler beside the head asks for nodes at the Kubernetes API, wherever that is.
-            egress=[{"ports": [_tcp(443)]}],
+            egress=[{"ports": [_tcp(443)]}, *_redis_elsewhere(site)],
         ),
+        *_spills(platform, site),
         _policy(
             site,
             "metrics",
@@ -61,6 +67,35 @@ def network_policies(site: Site, *, http_port: int, exposed: bool) -> list[Objec
             ],
         ),
     ]
+
+
+def _redis_elsewhere(site: Site) -> list[Object]:
+    """To somebody else's Redis, mostly at a private address."""
+    if site.gke.redis is None:
+        return []
+    host, _, port = site.gke.redis.rpartition(":")
+    return [_to(host, int(port))]
+
+
+def _spills(platform: Platform, site: Site) -> list[Object]:
+    """From the doors to the servers that workloads spill to, wherever they are."""
+    targets = set()
+    for workload in platform.workloads.values():
+        if workload.spill is not None:
+            url = urlsplit(workload.spill.url)
+            targets.add((str(url.hostname), url.port or (443 if url.scheme == "https" else 80)))
+    if not targets:
+        return []
+    return [_policy(site, "spill", DOOR_LABEL, egress=[_to(host, port) for host, port in sorted(targets)])]
+
+
+def _to(host: str, port: int) -> Object:
+    """To that port of an address; of any one, if it has a name, since policies know no names."""
+    try:
+        block = f"{ipaddress.ip_address(host)}/32"
+    except ValueError:
+        return {"ports": [_tcp(port)]}
+    return {"to": [{"ipBlock": {"cidr": block}}], "ports": [_tcp(port)]}
 
 
 def _policy(

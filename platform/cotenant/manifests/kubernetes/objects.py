@@ -10,6 +10,8 @@ from cotenant.manifests.site import Site
 #: One Kubernetes object.
 Object = dict[str, Any]
 
+#: Part of an environment, but not of what `cotenant deploy` applies, so not for it to delete either.
+ADDED_BY_OVERLAY = {"app.kubernetes.io/managed-by": "kustomize"}
 #: Who made an object; `cotenant deploy` deletes what carries it and isn't rendered any more.
 MANAGED_BY = {"app.kubernetes.io/managed-by": "cotenant"}
 

@@ -28,10 +28,15 @@ def ray_service(platform: Platform, plan: Plan) -> Object:
             "rayClusterDeletionDelaySeconds": _OLD_CLUSTER_S,
             # The head takes no calls: it is not in the operator's Service.
             "excludeHeadPodFromServeSvc": True,
-            "serveConfigV2": plain_yaml(serve_config(platform, plan)),
+            "serveConfigV2": plain_yaml(serve_config(_with_open_metrics(platform), plan)),
             "rayClusterConfig": ray_cluster(platform, plan),
         },
     }
+
+
+def _with_open_metrics(platform: Platform) -> Platform:
+    """Google's collector has no key of ours, and who else reaches the gateway's port is up to the network policies."""
+    return platform.model_copy(update={"gateway": platform.gateway.model_copy(update={"open_metrics": True})})
 
 
 def _upgrade(site: Site) -> Object:
@@ -42,7 +47,8 @@ def _upgrade(site: Site) -> Object:
     return {
         "type": "NewClusterWithIncrementalUpgrade",
         "clusterUpgradeOptions": {
-            # The operator moves traffic by a Gateway of its own, which nobody needs to reach from outside.
+            # The operator insists on a Gateway of its own. Nobody uses it: requests come by our Service, which holds
+            # the doors of both clusters, and their number moves in the same steps.
             "gatewayClassName": "gke-l7-rilb",
             "maxSurgePercent": _SURGE,
             "stepSizePercent": _STEP,

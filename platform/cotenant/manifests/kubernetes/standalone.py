@@ -14,17 +14,24 @@ from cotenant.manifests.kubernetes.access import priority_name
 from cotenant.manifests.kubernetes.containers import SECRET, door_secrets, pod_security
 from cotenant.manifests.kubernetes.door import SERVICE
 from cotenant.manifests.kubernetes.front import front_of
-from cotenant.manifests.kubernetes.objects import MANAGED_BY, Object, from_secret, metadata, unprivileged, variables
+from cotenant.manifests.kubernetes.objects import (
+    ADDED_BY_OVERLAY,
+    Object,
+    from_secret,
+    metadata,
+    unprivileged,
+    variables,
+)
 from cotenant.manifests.resolved import platform_file
 from cotenant.manifests.site import HOME, Site
 
 NAME = "ingress"
-#: Undelivered messages for each replica, as the metric tells them.
-MESSAGES_PER_REPLICA = 1
+#: Jobs of each workload that one replica works on at once, and undelivered messages for each replica by the metric.
+JOBS_PER_REPLICA = 4
 MOST_REPLICAS = 10
 _PORT = 8090
 _SELECTOR = {"app.kubernetes.io/name": NAME}
-#: The gateway's key for it, in the Secret; without one the gateway asks for none.
+#: The gateway's key for it, in the Secret that `setup.sh` makes.
 UPSTREAM_KEY = "COTENANT_UPSTREAM_KEY"
 
 
@@ -37,7 +44,12 @@ def ingress_deployment(platform: Platform) -> list[Object]:
         "image": site.image("doors"),
         "imagePullPolicy": "IfNotPresent",
         "command": ["cotenant", "ingress", "-f", "/etc/cotenant/platform.yaml", "-e", platform.environment],
-        "args": ["--upstream", f"http://{SERVICE}:{platform.gateway.port}", "--host", "0.0.0.0", "--port", str(_PORT)],  # noqa: S104
+        "args": [
+            f"--upstream=http://{SERVICE}:{platform.gateway.port}",
+            f"--concurrency={JOBS_PER_REPLICA}",
+            "--host=0.0.0.0",
+            f"--port={_PORT}",
+        ],
         "env": [
             *variables({"COTENANT_HOME": HOME, "HOME": HOME}),
             *door_secrets(platform)[-1:],
@@ -57,18 +69,18 @@ def ingress_deployment(platform: Platform) -> list[Object]:
         {
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": metadata(site, f"{NAME}-platform"),
+            "metadata": metadata(site, f"{NAME}-platform", labels=ADDED_BY_OVERLAY),
             "data": {"platform.yaml": platform_file(platform)},
         },
         {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
-            "metadata": metadata(site, NAME),
+            "metadata": metadata(site, NAME, labels=ADDED_BY_OVERLAY),
             "spec": {
                 # Its number is the autoscaler's to set.
                 "selector": {"matchLabels": _SELECTOR},
                 "template": {
-                    "metadata": {"labels": {**site.labels, **MANAGED_BY, **_SELECTOR}},
+                    "metadata": {"labels": {**site.labels, **ADDED_BY_OVERLAY, **_SELECTOR}},
                     "spec": {
                         "serviceAccountName": site.service_account,
                         "automountServiceAccountToken": False,
@@ -100,7 +112,7 @@ def external_metric_hpa(platform: Platform) -> list[Object]:
         {
             "apiVersion": "autoscaling/v2",
             "kind": "HorizontalPodAutoscaler",
-            "metadata": metadata(site, NAME),
+            "metadata": metadata(site, NAME, labels=ADDED_BY_OVERLAY),
             "spec": {
                 "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": NAME},
                 "minReplicas": 1,
@@ -110,7 +122,7 @@ def external_metric_hpa(platform: Platform) -> list[Object]:
                         "type": "External",
                         "external": {
                             "metric": metric,
-                            "target": {"type": "AverageValue", "averageValue": str(MESSAGES_PER_REPLICA)},
+                            "target": {"type": "AverageValue", "averageValue": str(JOBS_PER_REPLICA)},
                         },
                     }
                 ],
@@ -134,7 +146,7 @@ def keda_scaler(platform: Platform) -> list[Object]:
     told = {
         "projectId": jobs.project,
         "filter": f'metric.type = "pubsub.googleapis.com/subscription/num_undelivered_messages" AND {subscription}',
-        "targetValue": str(MESSAGES_PER_REPLICA),
+        "targetValue": str(JOBS_PER_REPLICA),
         "activationTargetValue": "0",
         # A gap in the metric is no empty queue.
         "valueIfNull": "1",
@@ -143,13 +155,13 @@ def keda_scaler(platform: Platform) -> list[Object]:
         {
             "apiVersion": "keda.sh/v1alpha1",
             "kind": "TriggerAuthentication",
-            "metadata": metadata(site, NAME),
+            "metadata": metadata(site, NAME, labels=ADDED_BY_OVERLAY),
             "spec": {"podIdentity": {"provider": "gcp"}},
         },
         {
             "apiVersion": "keda.sh/v1alpha1",
             "kind": "ScaledObject",
-            "metadata": metadata(site, NAME),
+            "metadata": metadata(site, NAME, labels=ADDED_BY_OVERLAY),
             "spec": {
                 "scaleTargetRef": {"name": NAME},
                 "minReplicaCount": 0,
