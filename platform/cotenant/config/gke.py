@@ -69,8 +69,8 @@ class Gke(Model):
         "new-cluster",
         description="What a change of images or nodes does. new-cluster: a second Ray cluster beside the first, then "
         "the first goes. incremental: the same in steps, a quarter more GPUs at the most at any time; requests follow "
-        "the doors of both (needs a proxy-only subnet). none: nothing until you delete the cluster. Workloads change in "
-        "place in any case.",
+        "the doors of both (needs a proxy-only subnet). none: nothing until you delete the cluster. Workloads change "
+        "in place in any case.",
     )
     baked: bool = Field(
         True, description="GPU nodes come with the images on a secondary boot disk, made by `setup.sh`."
