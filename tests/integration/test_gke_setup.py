@@ -269,6 +269,118 @@ def test_what_cannot_be_looked_up_is_not_taken_for_missing(cloud: Cloud) -> None
         assert "PERMISSION_DENIED" in refused.stderr
 
 
+def told(cloud: Cloud, error: str, status: int = 1) -> subprocess.CompletedProcess[str]:
+    """The script after gcloud fails each look-up so; what would change something is only said."""
+    program = cloud.folder / "bin" / "gcloud"
+    program.unlink(missing_ok=True)
+    program.write_text(f"#!/bin/bash\ncat >&2 <<'END'\n{error}\nEND\nexit {status}\n")
+    program.chmod(0o755)
+    return cloud.run("--dry-run", "--only", "network")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "ERROR: (gcloud.x.describe) PERMISSION_DENIED: no right in project 140455404, or it may not exist: not found",
+        "ERROR: (gcloud.x.describe) ResponseError: code=403, message=Required permission. NOT_FOUND is not told",
+        "ERROR: (gcloud.x.describe) User [a] does not have permission to access projects [p404] (or it was not found)",
+        "ERROR: (gcloud.storage.buckets.describe) HTTPError 403: a does not have storage.buckets.get access",
+        'Error from server (Forbidden): namespaces "x" is forbidden: User "404" cannot get resource',
+        "ERROR: gcloud crashed (ConnectionError): host 404.example.org not found",
+        "ERROR: (gcloud.auth) credentials were not found",
+    ],
+    ids=["denied", "container", "words", "storage", "kubectl", "network", "logged-out"],
+)
+def test_no_right_and_no_network_are_never_taken_for_missing(cloud: Cloud, error: str) -> None:
+    refused = told(cloud, error)
+    assert refused.returncode == 1
+    assert "could not look with" in refused.stderr and error in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "ERROR: (gcloud.pubsub.topics.describe) NOT_FOUND: Resource not found (resource=jobs).",
+        "ERROR: (gcloud.container.clusters.describe) ResponseError: code=404, message=Not found: projects/acme403/x.",
+        "ERROR: (gcloud.container.clusters.describe) x\nNo cluster named 'cotenant' in acme.",
+        "ERROR: (gcloud.storage.buckets.describe) gs://acme-results not found: 404.",
+        "ERROR: (gcloud.storage.buckets.get-iam-policy) HTTPError 404: The specified bucket does not exist.",
+        "ERROR: (gcloud.compute.networks.describe) Could not fetch resource:\n"
+        " - The resource 'projects/acme/global/networks/cotenant' was not found",
+        "ERROR: (gcloud.compute.routers.nats.describe) NAT `cotenant` not found",
+        "ERROR: (gcloud.artifacts.docker.images.describe) Image not found.",
+        'Error from server (NotFound): namespaces "cotenant-dev" not found',
+        "ERROR: (gcloud.x.describe) PERMISSION_DENIED: X has not been used in project 4 before. SERVICE_DISABLED",
+    ],
+    ids=["grpc", "container", "cluster", "bucket", "policy", "compute", "nat", "image", "kubectl", "service-off"],
+)
+def test_what_google_says_is_not_there_is_missing(cloud: Cloud, error: str) -> None:
+    assert "would run: gcloud compute networks create cotenant" in ran(told(cloud, error))
+
+
+@pytest.mark.parametrize(
+    ("versions", "wish", "made_with"),
+    [
+        ("1.36.1-gke.100\t1.36.2-gke.7;1.36.1-gke.100", "", None),
+        ("1.34.9-gke.1\t1.36.2-gke.7;1.35.3-gke.9;1.35.2-gke.1842000;1.34.9-gke.1", "", "1.35.2-gke.1842000"),
+        ("1.34.9-gke.1\t1.36.2-gke.7;1.35.3-gke.9;1.34.9-gke.1", "1.36", "1.36"),
+        ("1.34.9-gke.1\t1.36.2-gke.7;1.34.9-gke.1", "latest", "latest"),
+        ("", "", None),
+    ],
+    ids=["default", "oldest-that-will-do", "short", "latest", "unknown"],
+)
+def test_a_cluster_is_made_with_a_version_that_will_do(
+    cloud: Cloud, versions: str, wish: str, made_with: str | None
+) -> None:
+    (cloud.memory / "versions").write_text(f"{versions}\n")
+    ran(cloud.run(CLUSTER_VERSION=wish))
+    (call,) = [call for call in cloud.calls if call[:4] == ["gcloud", "container", "clusters", "create"]]
+    flags = [flag.partition("=")[2] for flag in call if flag.startswith("--cluster-version")]
+    assert flags == ([made_with] if made_with else [])
+
+
+@pytest.mark.parametrize("wish", ["", "1.34", "1.35.1-gke.3"])
+def test_a_channel_without_a_version_that_will_do_is_told_before_a_cluster_is_made(cloud: Cloud, wish: str) -> None:
+    (cloud.memory / "versions").write_text("1.34.9-gke.1\t1.35.1-gke.3;1.34.9-gke.1\n")
+    refused = cloud.run(CLUSTER_VERSION=wish)
+    assert refused.returncode == 1
+    assert "needs a cluster of version 1.35.2-gke.1842000 or later (gke.version)" in refused.stderr
+    assert "has 1.35.1-gke.3 at the most" in refused.stderr
+    assert "lower gke.version" in refused.stderr
+    assert "container_clusters_cotenant" not in cloud.there()
+
+
+def test_an_ingress_outside_of_ray_asks_with_the_first_key_unless_it_has_its_own(cloud: Cloud) -> None:
+    ran(cloud.run(COTENANT_API_KEYS="acme:k-1:x, other:k-2"))
+    secret = cloud.memory / "things" / "secret_cotenant-secrets"
+    assert f"COTENANT_UPSTREAM_KEY: {base64.b64encode(b'k-1:x').decode()}\n" in secret.read_text() + "\n"
+    secret.unlink()
+    ran(cloud.run("--only", "namespace", COTENANT_UPSTREAM_KEY="own"))
+    assert f"COTENANT_UPSTREAM_KEY: {base64.b64encode(b'own').decode()}\n" in secret.read_text() + "\n"
+
+
+def test_ray_ends_before_its_namespace_and_says_how_far_it_is(cloud: Cloud) -> None:
+    ran(cloud.run())
+    (cloud.memory / "ray").write_text("rayservice.ray.io/cotenant\nraycluster.ray.io/cotenant-a\n")
+    shown = ran(cloud.run("--destroy", "--dry-run"))
+    assert "would run: kubectl delete rayservices.ray.io --all --namespace=cotenant-dev --wait=false" in shown
+    shown = ran(cloud.run("--destroy", "--yes"))
+    assert cloud.changes.index("delete rayservices") < cloud.changes.index("delete namespace cotenant-dev")
+    assert (cloud.memory / "ray").read_text() == ""
+    assert "for 5400 s at the most" in shown
+
+
+def test_ray_that_does_not_end_keeps_its_namespace(cloud: Cloud) -> None:
+    ran(cloud.run())
+    (cloud.memory / "ray").write_text("raycluster.ray.io/cotenant-a\n" * 3)
+    refused = cloud.run("--destroy", "--yes", RAY_END_S="0")
+    assert refused.returncode == 1
+    assert "kubectl describe raycluster.ray.io/cotenant-a --namespace=cotenant-dev" in refused.stderr
+    assert "namespace_cotenant-dev" in cloud.there()
+    ran(cloud.run("--destroy", "--yes"))
+    assert "namespace_cotenant-dev" not in cloud.there()
+
+
 def test_deleting_asks_for_the_clusters_name(cloud: Cloud) -> None:
     ran(cloud.run())
     refused = cloud.run("--destroy", typed="something\n")

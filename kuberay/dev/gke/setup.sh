@@ -37,10 +37,12 @@ readonly -a TOPICS=(jobs-dev results-dev dead-dev jobs-dev-clerk jobs-dev.mockup
 readonly -a SUBSCRIPTIONS=(jobs-dev dead-dev-kept jobs-dev-clerk jobs-dev.mockups jobs-dev.writer jobs-dev.painter)
 readonly -a GRANTS=('topic jobs-dev roles/pubsub.publisher' 'topic jobs-dev-clerk roles/pubsub.publisher' 'topic jobs-dev.mockups roles/pubsub.publisher' 'topic jobs-dev.writer roles/pubsub.publisher' 'topic jobs-dev.painter roles/pubsub.publisher' 'bucket acme-cotenant-dev roles/storage.objectUser' 'topic results-dev roles/pubsub.publisher' 'topic dead-dev roles/pubsub.publisher' 'subscription jobs-dev roles/pubsub.subscriber' 'subscription jobs-dev-clerk roles/pubsub.subscriber' 'subscription jobs-dev.mockups roles/pubsub.subscriber' 'subscription jobs-dev.writer roles/pubsub.subscriber' 'subscription jobs-dev.painter roles/pubsub.subscriber')
 readonly -a AGENT_GRANTS=('topic dead-dev roles/pubsub.publisher' 'subscription jobs-dev roles/pubsub.subscriber' 'subscription jobs-dev.mockups roles/pubsub.subscriber' 'subscription jobs-dev.writer roles/pubsub.subscriber' 'subscription jobs-dev.painter roles/pubsub.subscriber')
+readonly DRAIN_S=5400
 readonly -a NODE_POOLS=('dev-front 5514affd48417a97 1 2 BALANCED' 'dev-shared 23ab6bad9524e2ae 0 1 ANY' 'dev-shared-od 5da95d9094648187 0 1 ANY')
 readonly SECRET=cotenant-secrets
-readonly -a SECRET_KEYS=(COTENANT_API_KEYS COTENANT_WEBHOOK_SECRETS)
+readonly -a SECRET_KEYS=(COTENANT_API_KEYS COTENANT_WEBHOOK_SECRETS COTENANT_UPSTREAM_KEY)
 readonly NEEDED_KEY=COTENANT_API_KEYS
+readonly UPSTREAM_KEY=COTENANT_UPSTREAM_KEY
 readonly TOKEN_SECRET=cotenant-ray-token
 readonly REDIS_SECRET=cotenant-redis
 readonly OWN_REDIS=true
@@ -64,6 +66,8 @@ readonly CHANNEL="${CHANNEL:-regular}" CLUSTER_VERSION="${CLUSTER_VERSION:-}"
 readonly AUTHORIZED_NETWORKS="${AUTHORIZED_NETWORKS:-}"
 readonly SECRETS_FILE="${SECRETS_FILE:-}"
 readonly PAUSE_S="${PAUSE_S:-10}"
+#: How long pods may take to end: the longest call, and what Kubernetes and KubeRay take besides.
+readonly RAY_END_S="${RAY_END_S:-$DRAIN_S}"
 
 readonly SYSTEM_NAMESPACE=kuberay-system KUBERAY=1.7.0
 readonly BUILDER=https://github.com/ai-on-gke/tools
@@ -137,8 +141,15 @@ look() {
   local trouble
   trouble="$(<"$scratch/error")"
   case "$trouble" in
-    *NOT_FOUND* | *"not found"* | *NotFound* | *"does not exist"* | *code=404* | *"404"*) return 1 ;;
+    # Nothing is there yet where the service itself is off; Google says so as a refusal.
     *SERVICE_DISABLED* | *"has not been used in project"*) return 1 ;;
+    # Who may not see a thing does not know whether it is there.
+    *PERMISSION_DENIED* | *"code=403"* | *"HTTPError 403"* | *"does not have permission"* | *"(Forbidden)"*) ;;
+    *NOT_FOUND* | *"code=404"* | *"HTTPError 404"* | *"not found: 404"* | *"(NotFound)"*) return 1 ;;
+    # What gcloud says in words of its own: of Compute Engine, NAT, images, GKE.
+    *"No cluster named '"* | *"No node pool named '"* | *"The resource '"*"' was not found"*) return 1 ;;
+    *'NAT `'*'` not found'* | *"Image not found."*) return 1 ;;
+    *"doesn't have a resource type"*) return 1 ;;
   esac
   die "could not look with: $*
 $trouble"
@@ -206,7 +217,7 @@ connect() {
 # found_in_cluster ARGUMENT...: whether `kubectl get` finds it; false too where there is no cluster yet.
 found_in_cluster() { connect && look kubectl get "$@"; }
 
-# --- steps ----------------------------------------------------------------------------------------------------------
+# --- steps: project, network, registry, buckets, queue --------------------------------------------------------------
 
 do_apis() {
   local -a missing=()
@@ -385,8 +396,45 @@ jobs; give this one names of its own (jobs: topic, subscription, results, dead_l
 $(<"$scratch/jobs")"
 }
 
+# --- steps: cluster, operator, namespace, address -------------------------------------------------------------------
+
 cluster_status() {
   look gcloud container clusters describe "$CLUSTER" --location="$REGION" --project="$PROJECT" --format='value(status)'
+}
+
+# at_least VERSION LEAST
+at_least() { printf '%s\n%s\n' "$2" "$1" | sort -V -C; }
+
+# cluster_version: in `answer` which version to make the cluster with; empty if the channel's own default will do.
+cluster_version() {
+  local standard="" each best="" newest=""
+  local -a versions=()
+  look gcloud container get-server-config --location="$REGION" --project="$PROJECT" --flatten=channels \
+    --filter="channels.channel=${CHANNEL^^}" --format='value(channels.defaultVersion,channels.validVersions)' || true
+  read -r standard each <<<"$answer"
+  answer=$CLUSTER_VERSION
+  read -ra versions <<<"${each//[;,]/ }"
+  if ! ((${#versions[@]})); then
+    warn "which versions channel $CHANNEL has in $REGION is not known; the cluster's is looked at once it is made"
+    return
+  fi
+  if [[ -z "$CLUSTER_VERSION" ]] && at_least "$standard" "$LEAST_VERSION"; then return; fi
+  for each in "${versions[@]}"; do
+    if [[ -z "$newest" ]] || ! at_least "$newest" "$each"; then newest=$each; fi
+    # A short CLUSTER_VERSION stands for its newest patch, as GKE takes it.
+    case "$each" in
+      "${CLUSTER_VERSION/#latest/$each}" | "$CLUSTER_VERSION"[.-]*) ;;
+      *) [[ -z "$CLUSTER_VERSION" ]] || continue ;;
+    esac
+    at_least "$each" "$LEAST_VERSION" || continue
+    # Without a wish it is the oldest that will do, which is nearest to the channel's default.
+    if [[ -z "$best" ]] || ! at_least "$each" "$best"; then best=$each; fi
+  done
+  [[ -n "$best" ]] || die "needs a cluster of version $LEAST_VERSION or later (gke.version), and channel $CHANNEL in \
+$REGION has $newest at the most${CLUSTER_VERSION:+, none of it as CLUSTER_VERSION=$CLUSTER_VERSION asks}; set \
+${CLUSTER_VERSION:+another CLUSTER_VERSION or }CHANNEL=rapid, or lower gke.version. What there is: gcloud container \
+get-server-config --location=$REGION --project=$PROJECT"
+  [[ -n "$CLUSTER_VERSION" ]] || answer=$best
 }
 
 do_cluster() {
@@ -397,10 +445,11 @@ do_cluster() {
     # The control plane is reached by its name, which asks IAM; it has no address to reach it by.
     more+=(--no-enable-ip-access)
   fi
-  [[ -z "$CLUSTER_VERSION" ]] || more+=(--cluster-version="$CLUSTER_VERSION")
   if cluster_status; then
     have "cluster $CLUSTER"
   else
+    cluster_version
+    [[ -z "$answer" ]] || more+=(--cluster-version="$answer")
     # Its first node pool is for what GKE and KubeRay themselves run, without a taint; ours have theirs.
     run gcloud container clusters create "$CLUSTER" --project="$PROJECT" --location="$REGION" \
       --release-channel="$CHANNEL" --network="$NETWORK" --subnetwork="$SUBNETWORK" --enable-ip-alias \
@@ -424,7 +473,7 @@ do_cluster() {
 $CLUSTER --location=$REGION --project=$PROJECT"
   look gcloud container clusters describe "$CLUSTER" --location="$REGION" --project="$PROJECT" \
     --format='value(currentMasterVersion)'
-  printf '%s\n%s\n' "$LEAST_VERSION" "$answer" | sort -V -C ||
+  at_least "$answer" "$LEAST_VERSION" ||
     die "cluster $CLUSTER runs $answer and the platform file asks for $LEAST_VERSION; upgrade it (gcloud container \
 clusters upgrade $CLUSTER --master --cluster-version=$LEAST_VERSION --location=$REGION --project=$PROJECT), or lower \
 gke.version"
@@ -458,6 +507,16 @@ value_of() {
   fi
 }
 
+# first_key: that of the first entry, `tenant:key` or `key`, of the gateway's keys.
+first_key() {
+  local entry
+  [[ -n "$NEEDED_KEY" ]] || return 0
+  entry="$(value_of "$NEEDED_KEY")"
+  entry="${entry%%,*}"
+  entry="${entry#*:}"
+  printf '%s' "${entry//[[:space:]]/}"
+}
+
 # secret NAME KEY=VALUE...: made by way of standard input, so that no list of processes shows a value.
 secret() {
   local name=$1 pair
@@ -489,6 +548,10 @@ do_namespace() {
   else
     for key in "${SECRET_KEYS[@]}"; do
       value="$(value_of "$key")"
+      if [[ -z "$value" && "$key" == "$UPSTREAM_KEY" ]]; then
+        # An ingress outside of Ray asks the gateway as anybody else does: with the first of its keys.
+        value="$(first_key)"
+      fi
       if [[ -n "$value" ]]; then
         pairs+=("$key=$value")
       elif [[ "$key" == "$NEEDED_KEY" ]] && ! $dry; then
@@ -565,6 +628,8 @@ dns_records() {
   say "    ${answer//$'\t'/ }"
 }
 
+# --- steps: images and node pools -----------------------------------------------------------------------------------
+
 do_images() {
   local image
   local -a missing=()
@@ -583,7 +648,7 @@ do_images() {
   fi
   die "the next step needs images that are not pushed yet:
 $(printf '  %s\n' "${missing[@]}")
-build and push them (docs/gke.md, Images), then run this again: it goes on here"
+build and push them (docs/images.md), then run this again: it goes on here"
 }
 
 do_bake() {
@@ -717,10 +782,39 @@ strangers() {
   awk -v mine="$ENVIRONMENT" 'NF > 1 && $2 != mine {print $1}' <<<"$answer"
 }
 
+# ray_left: what of Ray is in the namespace, one a line, in `answer`.
+ray_left() {
+  look kubectl get rayservices.ray.io,rayclusters.ray.io --namespace="$NAMESPACE" --output=name && [[ -n "$answer" ]]
+}
+
+# Ray goes before its namespace: pods may finish what they do, and then KubeRay has a Job clear a cluster's state out of
+# Redis, which can't be made in a namespace that is being deleted.
+end_ray() {
+  local since=$SECONDS said=$SECONDS
+  if ! ray_left; then
+    say "  - no Ray is there"
+    return
+  fi
+  run kubectl delete rayservices.ray.io --all --namespace="$NAMESPACE" --wait=false
+  if $dry; then return; fi
+  say "  pods finish what they do, for $RAY_END_S s at the most"
+  while ray_left; do
+    ((SECONDS - since < RAY_END_S)) || die "after $RAY_END_S s there still is ${answer//$'\n'/, }. See why: kubectl \
+describe ${answer%%$'\n'*} --namespace=$NAMESPACE (the operator in $SYSTEM_NAMESPACE must run, since it is who ends \
+them). Then run this again: it goes on here"
+    if ((SECONDS - said >= 60)); then
+      said=$SECONDS
+      say "  ${answer//$'\n'/, }: still there after $(((SECONDS - since) / 60)) min"
+    fi
+    sleep "$PAUSE_S"
+  done
+}
+
 destroy_environment() {
   local name line index
   say "environment: what runs in the cluster"
   if connect; then
+    end_ray
     gone "namespace $NAMESPACE" kubectl get namespace "$NAMESPACE" --output=name -- \
       kubectl delete namespace "$NAMESPACE" --wait=true --timeout=15m
     run kubectl delete priorityclasses.scheduling.k8s.io,computeclasses.cloud.google.com --ignore-not-found \

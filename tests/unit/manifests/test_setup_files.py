@@ -14,7 +14,10 @@ from cotenant.jobs.queue.topology import wanted
 from cotenant.manifests.files import Files
 from cotenant.manifests.gke.node_pools import node_pools
 from cotenant.manifests.gke.region import region_problems
+from cotenant.manifests.gke.registry import BUILD_CACHE, cleanup_policy
 from cotenant.manifests.gke.setup_script import setup_files
+from cotenant.manifests.kubernetes.containers import door_secrets
+from cotenant.manifests.kubernetes.standalone import ingress_deployment
 from cotenant.manifests.site import Site
 
 pytestmark = pytest.mark.unit
@@ -116,6 +119,42 @@ def test_without_baked_images_there_is_nothing_to_bake(tmp_path: Path) -> None:
     files = files_of(platform_of(tmp_path, **{"europe-west4": "europe-west4, baked: false"}))
     assert value(files, "BAKED") == "false"
     assert "gke/scratch-lifecycle.json" not in files
+
+
+def test_the_registry_keeps_what_is_newest_and_the_build_cache_and_deletes_what_is_left_over(tmp_path: Path) -> None:
+    policies = json.loads(files_of(platform_of(tmp_path))["gke/cleanup-policy.json"])
+    assert policies == cleanup_policy()
+    kept = [policy for policy in policies if policy["action"]["type"] == "Keep"]
+    assert [policy["mostRecentVersions"]["keepCount"] for policy in kept if "mostRecentVersions" in policy] == [10]
+    prefixes = [policy["condition"]["tagPrefixes"] for policy in kept if "condition" in policy]
+    assert prefixes == [["buildcache"]]
+    images = Path(__file__).parents[3] / "images"
+    assert f"/$$TARGET:{BUILD_CACHE}" in (images / "cloudbuild.yaml").read_text()
+    deleted = [policy["condition"] for policy in policies if policy["action"]["type"] == "Delete"]
+    assert [condition["tagState"] for condition in deleted] == ["untagged", "tagged"]
+    assert all(re.fullmatch(r"[0-9]+d", condition["olderThan"]) for condition in deleted)
+    assert not (images / "cleanup-policy.json").exists(), "one policy, in one place"
+
+
+def test_every_secret_that_a_container_asks_for_is_one_that_the_script_makes(tmp_path: Path) -> None:
+    spill = "writer: {spill: {url: https://w.example.org, key_env: WRITER_KEY}, llm:"
+    platform = platform_of(tmp_path, **{"writer: {llm:": spill})
+    asked = {
+        entry["valueFrom"]["secretKeyRef"]["key"]
+        for each in ingress_deployment(platform)
+        for container in each.get("spec", {}).get("template", {}).get("spec", {}).get("containers", ())
+        for entry in (*container["env"], *door_secrets(platform))
+        if "valueFrom" in entry
+    }
+    made = value(files_of(platform), "SECRET_KEYS").strip("()").split()
+    assert set(made) == asked
+    assert {"COTENANT_API_KEYS", "WRITER_KEY", "COTENANT_UPSTREAM_KEY"} < asked
+
+
+def test_without_ingresses_nobody_needs_a_key_for_the_gateway(tmp_path: Path) -> None:
+    files = files_of(platform_of(tmp_path, **{"jobs: {": "jobs: {ingresses: 0, "}))
+    assert "COTENANT_UPSTREAM_KEY" not in value(files, "SECRET_KEYS")
+    assert value(files, "UPSTREAM_KEY") == "''"
 
 
 def test_files_are_the_same_every_time(tmp_path: Path) -> None:

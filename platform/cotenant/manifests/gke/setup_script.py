@@ -18,10 +18,13 @@ from cotenant.manifests.gke.buckets import results_bucket, scratch_bucket, weigh
 from cotenant.manifests.gke.node_pools import DIGEST_LABEL, node_pools
 from cotenant.manifests.gke.placement import has_gpu
 from cotenant.manifests.gke.queue import Queue, Right
+from cotenant.manifests.gke.registry import cleanup_policy
 from cotenant.manifests.kubernetes.cluster import TOKEN_SECRET
 from cotenant.manifests.kubernetes.containers import SECRET
 from cotenant.manifests.kubernetes.door import address_name, certificate_map
 from cotenant.manifests.kubernetes.redis import SECRET as REDIS_SECRET
+from cotenant.manifests.kubernetes.standalone import UPSTREAM_KEY
+from cotenant.manifests.serve import longest_call_s
 from cotenant.manifests.site import IMAGES, Site
 
 #: Google Cloud's services that an environment uses.
@@ -49,8 +52,10 @@ SYSTEM_MACHINE, SYSTEM_NODES_MAX = "e2-standard-2", 3
 NODE_IMAGE_GB = 60
 
 #: Parts of the script, in their order.
-_PARTS = ("helpers", "steps", "deleting", "main")
-_KEEP_VERSIONS, _UNTAGGED_DAYS, _SCRATCH_DAYS = 10, 14, 7
+_PARTS = ("helpers", "project", "cluster", "nodes", "deleting", "main")
+_SCRATCH_DAYS = 7
+#: What a pod that is deleted may take besides its longest call: Kubernetes, a clean-up of Redis, and their like.
+_END_S = 1800
 
 _Value: TypeAlias = "str | bool | int | Sequence[str]"
 
@@ -66,7 +71,7 @@ def setup_files(
     site = Site.of(platform)
     pools = node_pools(platform)
     files = {f"gke/node-pools/{pool['name']}.json": _json({"nodePool": pool}) for pool in pools}
-    files["gke/cleanup-policy.json"] = _json(_cleanup_policy())
+    files["gke/cleanup-policy.json"] = _json(cleanup_policy())
     if _baked(platform):
         files["gke/scratch-lifecycle.json"] = _json(_scratch_lifecycle())
     values = {**_names(site, file), **_lists(platform, site, queue), **_pool_lines(pools), **_secrets(platform, site)}
@@ -124,6 +129,7 @@ def _lists(platform: Platform, site: Site, queue: Queue) -> Mapping[str, _Value]
         "SUBSCRIPTIONS": queue.subscriptions,
         "GRANTS": _right_lines(queue.rights),
         "AGENT_GRANTS": _right_lines(queue.agent_rights),
+        "DRAIN_S": int(max(longest_call_s(platform, name) for name in platform.workloads)) + _END_S,
     }
 
 
@@ -149,16 +155,26 @@ def _pool_lines(pools: Sequence[Mapping[str, Any]]) -> Mapping[str, _Value]:
 
 
 def _secrets(platform: Platform, site: Site) -> Mapping[str, _Value]:
-    needed = platform.gateway.keys_env
-    optional = platform.jobs.webhooks_env
+    """Names of the secrets: those that containers ask the Secret for (`kubernetes.containers`, `.standalone`)."""
+    gateway = platform.gateway
+    needed = gateway.keys_env if gateway.keys_file is None else None
+    upstream = UPSTREAM_KEY if platform.jobs.ingresses else None
+    keys = (needed, platform.jobs.webhooks_env, *_spill_keys(platform), upstream)
     return {
         "SECRET": SECRET,
-        "SECRET_KEYS": [key for key in (needed, optional) if key],
+        "SECRET_KEYS": tuple(dict.fromkeys(key for key in keys if key)),
         "NEEDED_KEY": needed or "",
+        "UPSTREAM_KEY": upstream or "",
         "TOKEN_SECRET": TOKEN_SECRET,
         "REDIS_SECRET": REDIS_SECRET,
         "OWN_REDIS": site.gke.redis is None,
     }
+
+
+def _spill_keys(platform: Platform) -> list[str]:
+    """Variables with the keys of servers that workloads spill to."""
+    spills = (workload.spill for workload in platform.workloads.values() if workload.spill is not None)
+    return sorted({spill.key_env for spill in spills if spill.key_env is not None})
 
 
 def _line(item: tuple[str, _Value]) -> str:
@@ -173,22 +189,6 @@ def _line(item: tuple[str, _Value]) -> str:
 
 def _json(content: Any) -> str:
     return json.dumps(content, indent=2) + "\n"
-
-
-def _cleanup_policy() -> list[dict[str, Any]]:
-    """Of each image the newest versions stay; besides those, what has no tag goes after a while."""
-    return [
-        {
-            "name": "keep-newest",
-            "action": {"type": "Keep"},
-            "mostRecentVersions": {"keepCount": _KEEP_VERSIONS},
-        },
-        {
-            "name": "delete-untagged",
-            "action": {"type": "Delete"},
-            "condition": {"tagState": "untagged", "olderThan": f"{_UNTAGGED_DAYS}d"},
-        },
-    ]
 
 
 def _scratch_lifecycle() -> dict[str, Any]:

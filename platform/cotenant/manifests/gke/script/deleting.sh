@@ -37,10 +37,39 @@ strangers() {
   awk -v mine="$ENVIRONMENT" 'NF > 1 && $2 != mine {print $1}' <<<"$answer"
 }
 
+# ray_left: what of Ray is in the namespace, one a line, in `answer`.
+ray_left() {
+  look kubectl get rayservices.ray.io,rayclusters.ray.io --namespace="$NAMESPACE" --output=name && [[ -n "$answer" ]]
+}
+
+# Ray goes before its namespace: pods may finish what they do, and then KubeRay has a Job clear a cluster's state out of
+# Redis, which can't be made in a namespace that is being deleted.
+end_ray() {
+  local since=$SECONDS said=$SECONDS
+  if ! ray_left; then
+    say "  - no Ray is there"
+    return
+  fi
+  run kubectl delete rayservices.ray.io --all --namespace="$NAMESPACE" --wait=false
+  if $dry; then return; fi
+  say "  pods finish what they do, for $RAY_END_S s at the most"
+  while ray_left; do
+    ((SECONDS - since < RAY_END_S)) || die "after $RAY_END_S s there still is ${answer//$'\n'/, }. See why: kubectl \
+describe ${answer%%$'\n'*} --namespace=$NAMESPACE (the operator in $SYSTEM_NAMESPACE must run, since it is who ends \
+them). Then run this again: it goes on here"
+    if ((SECONDS - said >= 60)); then
+      said=$SECONDS
+      say "  ${answer//$'\n'/, }: still there after $(((SECONDS - since) / 60)) min"
+    fi
+    sleep "$PAUSE_S"
+  done
+}
+
 destroy_environment() {
   local name line index
   say "environment: what runs in the cluster"
   if connect; then
+    end_ray
     gone "namespace $NAMESPACE" kubectl get namespace "$NAMESPACE" --output=name -- \
       kubectl delete namespace "$NAMESPACE" --wait=true --timeout=15m
     run kubectl delete priorityclasses.scheduling.k8s.io,computeclasses.cloud.google.com --ignore-not-found \

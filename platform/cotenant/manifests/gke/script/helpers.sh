@@ -17,6 +17,8 @@ readonly CHANNEL="${CHANNEL:-regular}" CLUSTER_VERSION="${CLUSTER_VERSION:-}"
 readonly AUTHORIZED_NETWORKS="${AUTHORIZED_NETWORKS:-}"
 readonly SECRETS_FILE="${SECRETS_FILE:-}"
 readonly PAUSE_S="${PAUSE_S:-10}"
+#: How long pods may take to end: the longest call, and what Kubernetes and KubeRay take besides.
+readonly RAY_END_S="${RAY_END_S:-$DRAIN_S}"
 
 readonly SYSTEM_NAMESPACE=kuberay-system KUBERAY=1.7.0
 readonly BUILDER=https://github.com/ai-on-gke/tools
@@ -90,8 +92,15 @@ look() {
   local trouble
   trouble="$(<"$scratch/error")"
   case "$trouble" in
-    *NOT_FOUND* | *"not found"* | *NotFound* | *"does not exist"* | *code=404* | *"404"*) return 1 ;;
+    # Nothing is there yet where the service itself is off; Google says so as a refusal.
     *SERVICE_DISABLED* | *"has not been used in project"*) return 1 ;;
+    # Who may not see a thing does not know whether it is there.
+    *PERMISSION_DENIED* | *"code=403"* | *"HTTPError 403"* | *"does not have permission"* | *"(Forbidden)"*) ;;
+    *NOT_FOUND* | *"code=404"* | *"HTTPError 404"* | *"not found: 404"* | *"(NotFound)"*) return 1 ;;
+    # What gcloud says in words of its own: of Compute Engine, NAT, images, GKE.
+    *"No cluster named '"* | *"No node pool named '"* | *"The resource '"*"' was not found"*) return 1 ;;
+    *'NAT `'*'` not found'* | *"Image not found."*) return 1 ;;
+    *"doesn't have a resource type"*) return 1 ;;
   esac
   die "could not look with: $*
 $trouble"
