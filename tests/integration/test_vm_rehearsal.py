@@ -4,6 +4,7 @@ rehearsed in a folder of their own, with stand-ins for everything that would cha
 from __future__ import annotations
 
 import base64
+import dataclasses
 import importlib.util
 import json
 import os
@@ -16,10 +17,13 @@ from typing import Any
 
 import pytest
 
+import cotenant
+from cotenant.cli.queue_names import queue_names
 from cotenant.config import load_platform
 from cotenant.gpu.machines import MACHINES
 from cotenant.gpu.plan import plan
 from cotenant.manifests.files import Files
+from cotenant.manifests.site import Site
 from cotenant.manifests.vm import vm_files
 
 pytestmark = pytest.mark.integration
@@ -58,6 +62,8 @@ case "$line" in
   "systemctl is-system-running") cat "$REHEARSAL/state" ;;
   "dpkg --print-architecture") echo amd64 ;;
   "gpg "*) cat >/dev/null; touch "${!#}" ;;
+  "gcloud projects describe "*) echo 123456 ;;
+  "cotenant jobs setup "*) [[ ! -f "$REHEARSAL/no-pubsub" ]] ;;
   "gcloud "*describe*) grep -qF "${line%% --project*}" "$REHEARSAL/there" 2>/dev/null ;;
   "curl "*)
     url="" output=""
@@ -76,13 +82,13 @@ case "$line" in
     esac ;;
 esac
 """
-NAMES = ("apt-get", "blkid", "curl", "docker", "dpkg", "gcloud", "gpg", "mkfs.ext4", "mount", "mountpoint")
+NAMES = ("apt-get", "blkid", "cotenant", "curl", "docker", "dpkg", "gcloud", "gpg", "mkfs.ext4", "mount", "mountpoint")
 NAMES += ("nvidia-smi", "python3", "systemctl")
 
 
 def files_of(environment: str) -> Files:
     platform = load_platform(ROOT / "deployments/platform.yaml", environment)
-    return vm_files(platform, plan(platform), "platform.yaml")
+    return vm_files(platform, plan(platform), queue_names(platform), "platform.yaml")
 
 
 class Rehearsal:
@@ -322,8 +328,19 @@ def gcloud(calls: list[str]) -> list[str]:
     return [call for call in calls if call.startswith("gcloud ") and " describe " not in call]
 
 
+IMAGE = f"us-central1-docker.pkg.dev/acme/cotenant/engines:{cotenant.__version__}"
+ACCOUNT = "cotenant-dev-vm@acme.iam.gserviceaccount.com"
+
+
+def there(machine: Rehearsal, *more: str) -> None:
+    """What Google Cloud has already: the image that was pushed, and `more`."""
+    names = (f"artifacts docker images describe {IMAGE}", *more)
+    (machine.folder / "there").write_text("".join(f"gcloud {name}\n" for name in names))
+
+
 def test_a_machine_is_made_with_all_that_it_needs_and_only_once(machine: Rehearsal) -> None:
     (machine.files / "secrets.env").write_text(KEYS)
+    there(machine)
     machine.run("create.sh", "create")
     made = gcloud(machine.calls())
     (instance,) = [call for call in made if "compute instances create" in call]
@@ -334,20 +351,103 @@ def test_a_machine_is_made_with_all_that_it_needs_and_only_once(machine: Rehears
         "--maintenance-policy=TERMINATE",
         "--image-family=ubuntu-accelerator-2404-amd64-with-nvidia-580",
         "--disk=name=cotenant-dev-data,device-name=cotenant-data,mode=rw,boot=no,auto-delete=no",
-        "--service-account=cotenant-dev@acme.iam.gserviceaccount.com",
+        f"--service-account={ACCOUNT}",
         "--metadata-from-file=startup-script=startup.sh,cotenant-compose=compose.yaml,"
         "cotenant-platform=platform.yaml,cotenant-caddyfile=Caddyfile",
     ):
         assert f" {flag}" in instance
     assert not any("firewall" in call for call in made), "nobody asked for a door to the world"
-    (machine.folder / "there").write_text(
-        "gcloud iam service-accounts describe cotenant-dev@acme.iam.gserviceaccount.com\n"
-        "gcloud secrets describe cotenant-dev-secrets\n"
-        "gcloud compute disks describe cotenant-dev-data --zone=us-central1-a\n"
-        "gcloud compute instances describe cotenant-dev --zone=us-central1-a\n"
+    there(
+        machine,
+        "artifacts repositories describe cotenant --location=us-central1",
+        "storage buckets describe gs://acme-cotenant-dev",
+        f"iam service-accounts describe {ACCOUNT}",
+        "secrets describe cotenant-dev-secrets",
+        "compute disks describe cotenant-dev-data --zone=us-central1-a",
+        "compute instances describe cotenant-dev --zone=us-central1-a",
     )
     assert "is there already" in machine.run("create.sh", "create")
     assert not any(" create " in call for call in gcloud(machine.calls()))
+
+
+def test_in_an_empty_project_each_thing_is_made_before_it_is_used(machine: Rehearsal) -> None:
+    (machine.files / "secrets.env").write_text(KEYS)
+    there(machine)
+    machine.run("create.sh", "create")
+    made = machine.calls()
+    order = [
+        "gcloud services enable ",
+        "gcloud artifacts repositories create cotenant ",
+        "gcloud storage buckets create gs://acme-cotenant-dev ",
+        "cotenant jobs setup ",
+        "gcloud iam service-accounts create cotenant-dev-vm ",
+        "gcloud storage buckets add-iam-policy-binding gs://acme-cotenant-dev ",
+        "gcloud secrets create cotenant-dev-secrets ",
+        "gcloud secrets add-iam-policy-binding cotenant-dev-secrets ",
+        "gcloud compute disks create ",
+        "gcloud compute instances create ",
+    ]
+    at = [next(i for i, call in enumerate(made) if call.startswith(start)) for start in order]
+    assert at == sorted(at)
+    (enabled,) = [call for call in made if call.startswith("gcloud services enable ")]
+    for service in ("artifactregistry", "compute", "iap", "pubsub", "secretmanager", "storage"):
+        assert f" {service}.googleapis.com" in enabled
+
+
+def test_the_machines_account_has_each_right_where_it_needs_it_and_on_the_project_only_that_to_log(
+    machine: Rehearsal,
+) -> None:
+    (machine.files / "secrets.env").write_text(KEYS)
+    there(machine)
+    machine.run("create.sh", "create")
+    given = [
+        call for call in machine.calls() if "add-iam-policy-binding" in call and f"serviceAccount:{ACCOUNT} " in call
+    ]
+    on_project = [call for call in given if call.startswith("gcloud projects ")]
+    assert [re.findall(r"--role=(\S+)", call) for call in on_project] == [["roles/logging.logWriter"]]
+    queue = queue_names(load_platform(ROOT / "deployments/platform.yaml", "dev"))
+    for right in queue.rights:
+        name = f"gs://{right.name}" if right.kind == "bucket" else right.name
+        noun = {"bucket": "storage buckets", "topic": "pubsub topics"}.get(right.kind, "pubsub subscriptions")
+        start = f"gcloud {noun} add-iam-policy-binding {name} "
+        assert any(call.startswith(start) and f"--role={right.role} " in call for call in given), right
+    assert not any("pubsub.editor" in call for call in given)
+
+
+def test_its_account_is_not_that_of_the_environment_on_gke(machine: Rehearsal) -> None:
+    site = Site.of(load_platform(ROOT / "deployments/platform.yaml", "dev"))
+    assert f"account={ACCOUNT}" in (machine.files / "create.sh").read_text().splitlines()
+    assert site.vm_account_email == ACCOUNT != site.service_account_email
+    long = dataclasses.replace(site, platform="a-platform-with-a-very-long-name")
+    assert len(long.vm_account) <= 30
+    assert long.vm_account.endswith("-vm")
+
+
+def test_without_its_image_it_stops_before_the_machine_and_says_how_to_push_it(machine: Rehearsal) -> None:
+    (machine.files / "secrets.env").write_text(KEYS)
+    said = machine.run("create.sh", "create", fails=True)
+    assert f"{IMAGE} is not there" in said
+    assert "scripts/build_images engines -e dev --push" in said
+    assert not any("instances create" in call for call in machine.calls())
+    (machine.files / ".env").write_text("COTENANT_IMAGE=example.org/mine:1\n")
+    machine.run("create.sh", "create")
+    assert any("instances create" in call for call in machine.calls())
+
+
+def test_with_the_emulator_nothing_is_made_in_pub_sub(machine: Rehearsal) -> None:
+    (machine.files / "secrets.env").write_text(KEYS)
+    (machine.files / ".env").write_text("PUBSUB_EMULATOR_HOST=pubsub:8085\n")
+    there(machine)
+    machine.run("create.sh", "create")
+    assert not [call for call in machine.calls() if "pubsub" in call.split()[:2] or call.startswith("cotenant ")]
+
+
+def test_topics_that_are_not_as_they_should_be_end_it_before_the_machine(machine: Rehearsal) -> None:
+    (machine.files / "secrets.env").write_text(KEYS)
+    there(machine)
+    (machine.folder / "no-pubsub").touch()
+    assert "topics and subscriptions are not as they should be" in machine.run("create.sh", "create", fails=True)
+    assert not any("instances create" in call for call in machine.calls())
 
 
 def test_a_dry_run_prints_and_does_nothing(machine: Rehearsal) -> None:
@@ -379,7 +479,24 @@ def test_the_page_shows_the_prices_of_the_table() -> None:
 
 def test_a_machine_without_keys_is_not_made(machine: Rehearsal) -> None:
     assert "copy secrets.env.example" in machine.run("create.sh", "create", fails=True)
-    assert not any("instances create" in call for call in machine.calls())
+    (machine.files / "secrets.env").write_text((machine.files / "secrets.env.example").read_text())
+    assert "needs a line COTENANT_API_KEYS=tenant:key" in machine.run("create.sh", "create", fails=True)
+    assert gcloud(machine.calls()) == []
+
+
+def test_the_example_of_secrets_says_a_command_that_adds_a_key_and_no_line_that_would_stay_as_it_is(
+    machine: Rehearsal,
+) -> None:
+    text = (machine.files / "secrets.env.example").read_text()
+    (command,) = re.findall(r"^#   (echo .*)$", text, re.MULTILINE)
+    assert not [line for line in text.splitlines() if line and not line.startswith("#")]
+    page = (ROOT / "docs/one-vm.md").read_text()
+    assert command in page
+    (take,) = re.findall(r"^\$ (KEY=.*?)(?:  +#.*)?$", page, re.MULTILINE)
+    given = f"cd {shlex.quote(str(machine.folder))} && {command} && {take} && printf '%s' \"$KEY\""
+    key = subprocess.run(["bash", "-c", given], capture_output=True, text=True, check=True).stdout
+    assert re.fullmatch(r"[0-9a-f]{48}", key)
+    assert (machine.folder / "secrets.env").read_text() == f"COTENANT_API_KEYS=acme:{key}\n"
 
 
 def test_deleting_keeps_the_data_disk_and_says_so(machine: Rehearsal) -> None:

@@ -91,7 +91,8 @@ def rendered(
         yield out or Path("cloudrun") / workload, cloudrun_files(*_planned(file, name), workload)
     else:
         folder = out or Path("images")
-        yield folder, vm_files(*_planned(file, name), platform_file=os.path.relpath(file, folder))
+        platform, the_plan = _planned(file, name)
+        yield folder, vm_files(platform, the_plan, queue_names(platform), os.path.relpath(file, folder))
 
 
 def _on_cluster(file: Path, name: str) -> Files:

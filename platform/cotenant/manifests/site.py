@@ -95,6 +95,15 @@ class Site:
         return f"{self.service_account}@{self.gke.project}.iam.gserviceaccount.com"
 
     @property
+    def vm_account(self) -> str:
+        """Id of the Google service account of an environment on one VM, whose rights are its own (at most 30)."""
+        return f"{self.name[:27].rstrip('-')}-vm"
+
+    @property
+    def vm_account_email(self) -> str:
+        return f"{self.vm_account}@{self.gke.project}.iam.gserviceaccount.com"
+
+    @property
     def node_account(self) -> str:
         """Id of the Google service account that the cluster's nodes run as (at most 30 characters)."""
         return f"{self.cluster[:24].rstrip('-')}-nodes"

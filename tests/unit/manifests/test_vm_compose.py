@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import cotenant
+from cotenant.cli.queue_names import queue_names
 from cotenant.config import Platform, load_platform
 from cotenant.errors import EnvironmentFault, PlanError
 from cotenant.gpu.machines import MACHINES
@@ -38,7 +39,7 @@ def platform(tmp_path: Path, pools: dict[str, Any], gke: dict[str, Any] | None =
 
 
 def generated(given: Platform) -> Files:
-    return vm_files(given, plan(given))
+    return vm_files(given, plan(given), queue_names(given))
 
 
 def composed(files: Files) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def test_no_secret_is_in_any_file(environment: Platform) -> None:
     services = composed(files)["services"]
     assert services["platform"]["env_file"] == [{"path": "${COTENANT_SECRETS:-secrets.env}", "required": True}]
     assert "COTENANT_API_KEYS" not in services["platform"]["environment"]
-    assert "COTENANT_API_KEYS=\n" in files["secrets.env.example"]
+    assert 'echo "COTENANT_API_KEYS=acme:$(openssl' in files["secrets.env.example"]
 
 
 def test_the_platform_alone_has_the_gpus_of_the_plan(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -27,3 +28,8 @@ class Queue:
     subscriptions: tuple[str, ...] = ()
     rights: tuple[Right, ...] = ()
     agent_rights: tuple[Right, ...] = ()
+
+
+def right_lines(rights: Sequence[Right]) -> list[str]:
+    """Rights as scripts read them: `kind name role`."""
+    return [f"{right.kind} {right.name} {right.role}" for right in rights]

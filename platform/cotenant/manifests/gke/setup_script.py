@@ -17,7 +17,7 @@ from cotenant.manifests.files import Files, header
 from cotenant.manifests.gke.buckets import results_bucket, scratch_bucket, weights
 from cotenant.manifests.gke.node_pools import DIGEST_LABEL, node_pools
 from cotenant.manifests.gke.placement import has_gpu
-from cotenant.manifests.gke.queue import Queue, Right
+from cotenant.manifests.gke.queue import Queue, right_lines
 from cotenant.manifests.gke.registry import cleanup_policy
 from cotenant.manifests.kubernetes.cluster import TOKEN_SECRET
 from cotenant.manifests.kubernetes.containers import SECRET
@@ -127,8 +127,8 @@ def _lists(platform: Platform, site: Site, queue: Queue) -> Mapping[str, _Value]
         "JOBS_PROJECT": queue.project,
         "TOPICS": queue.topics,
         "SUBSCRIPTIONS": queue.subscriptions,
-        "GRANTS": _right_lines(queue.rights),
-        "AGENT_GRANTS": _right_lines(queue.agent_rights),
+        "GRANTS": right_lines(queue.rights),
+        "AGENT_GRANTS": right_lines(queue.agent_rights),
         "DRAIN_S": int(max(longest_call_s(platform, name) for name in platform.workloads)) + _END_S,
     }
 
@@ -136,10 +136,6 @@ def _lists(platform: Platform, site: Site, queue: Queue) -> Mapping[str, _Value]
 def _baked(platform: Platform) -> bool:
     """Whether some node has the images on a disk of their own."""
     return Site.of(platform).gke.baked and any(has_gpu(pool) for pool in platform.pools.values())
-
-
-def _right_lines(rights: Sequence[Right]) -> list[str]:
-    return [f"{right.kind} {right.name} {right.role}" for right in rights]
 
 
 def _pool_lines(pools: Sequence[Mapping[str, Any]]) -> Mapping[str, _Value]:

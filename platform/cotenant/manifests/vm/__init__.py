@@ -10,6 +10,7 @@ from cotenant.config import Platform
 from cotenant.gpu.machines import PRICES_AS_OF
 from cotenant.gpu.plan import Plan
 from cotenant.manifests.files import Files, header, yaml_text
+from cotenant.manifests.gke.queue import Queue
 from cotenant.manifests.vm.compose import compose, image
 from cotenant.manifests.vm.host import Host, host_of
 from cotenant.manifests.vm.scripts import caddyfile, create_script, startup_script
@@ -17,13 +18,14 @@ from cotenant.manifests.vm.scripts import caddyfile, create_script, startup_scri
 __all__ = ["vm_files"]
 
 
-def vm_files(platform: Platform, plan: Plan, platform_file: str = "platform.yaml") -> Files:
+def vm_files(platform: Platform, plan: Plan, queue: Queue, platform_file: str = "platform.yaml") -> Files:
     """Files for one machine: compose.yaml, Caddyfile, .env.example, secrets.env.example, and for a VM on Google Cloud
     startup.sh and create.sh.
 
     Args:
         platform: with its budgets filled in.
         plan: its plan.
+        queue: topics and subscriptions that its jobs go through, and the rights on them.
         platform_file: where the platform file lies, as seen from the folder that these files go to.
 
     Raises:
@@ -41,7 +43,9 @@ def vm_files(platform: Platform, plan: Plan, platform_file: str = "platform.yaml
     }
     if host.site is not None and host.machine is not None:
         files["startup.sh"] = startup_script(platform, host, host.site, command)
-        files["create.sh"] = create_script(platform, host, host.site, platform_file, command)
+        files["create.sh"] = create_script(
+            platform, host, host.site, queue, platform_file=platform_file, command=command
+        )
     return files
 
 
@@ -82,9 +86,18 @@ def _settings(platform: Platform, host: Host, platform_file: str) -> str:
 
 
 def _secrets(platform: Platform) -> str:
-    lines = ["# Copy it to secrets.env, fill it in, chmod 600. Never commit it."]
+    lines = [
+        "# Copy it to secrets.env, chmod 600, and add to it. Never commit it. Nothing in it is expanded, $(…) would",
+        "# stay as it is: have a shell add the line.",
+    ]
     if platform.gateway.keys_env:
-        lines += ["# API keys, tenant:key, comma-separated.", f"{platform.gateway.keys_env}="]
+        lines += [
+            "# API keys, tenant:key, comma-separated:",
+            f'#   echo "{platform.gateway.keys_env}=acme:$(openssl rand -hex 24)" >> secrets.env',
+        ]
+    spills = [workload.spill for workload in platform.workloads.values() if workload.spill is not None]
+    if names := sorted({spill.key_env for spill in spills if spill.key_env is not None}):
+        lines += ["# Keys of servers that workloads spill to.", *(f"#{name}=" for name in names)]
     lines += [
         "# What signs webhooks, tenant:whsec_…, comma-separated.",
         f"#{platform.jobs.webhooks_env}=",

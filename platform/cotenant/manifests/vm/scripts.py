@@ -12,8 +12,10 @@ from importlib.resources import files
 
 from cotenant.config import Platform
 from cotenant.gpu.machines import MACHINES
+from cotenant.manifests.gke.buckets import results_bucket, weights
+from cotenant.manifests.gke.queue import Queue, right_lines
 from cotenant.manifests.site import Site
-from cotenant.manifests.vm.compose import START_S, stop_grace_s
+from cotenant.manifests.vm.compose import START_S, image, stop_grace_s
 from cotenant.manifests.vm.host import Host
 
 #: OptiX, by which mockups are rendered, wants this driver.
@@ -21,6 +23,18 @@ _DRIVER_MIN = 570
 #: Images of Compute Engine by family. The first one brings a signed driver, 580.
 _GPU_IMAGE = ("ubuntu-os-accelerator-images", "ubuntu-accelerator-2404-amd64-with-nvidia-580")
 _CPU_IMAGE = ("debian-cloud", "debian-12")
+#: Google Cloud's services that a machine needs; the last two let people in by `create.sh ssh`.
+SERVICES = (
+    "artifactregistry.googleapis.com",
+    "compute.googleapis.com",
+    "iam.googleapis.com",
+    "logging.googleapis.com",
+    "pubsub.googleapis.com",
+    "secretmanager.googleapis.com",
+    "storage.googleapis.com",
+    "iap.googleapis.com",
+    "oslogin.googleapis.com",
+)
 #: What of the 30 s of a spot machine, and of the 90 s of another, the containers get.
 _LAST_WORDS_S = {True: 22, False: 80}
 #: Room for images of 10 to 20 GB, two versions of them, and weights.
@@ -46,10 +60,19 @@ def startup_script(platform: Platform, host: Host, site: Site, command: str) -> 
     )
 
 
-def create_script(platform: Platform, host: Host, site: Site, platform_file: str, command: str) -> str:
-    """Makes the machine with gcloud, gives it changed files, and deletes it."""
+def create_script(platform: Platform, host: Host, site: Site, queue: Queue, *, platform_file: str, command: str) -> str:
+    """Makes the machine and what it needs with gcloud, gives it changed files, and deletes it."""
     image_project, image_family = _CPU_IMAGE if host.on_cpu else _GPU_IMAGE
-    store = platform.jobs.store
+    buckets = dict.fromkeys(each for each in (results_bucket(platform), *weights(platform)) if each is not None)
+    lists = {
+        "services": SERVICES,
+        "buckets": tuple(buckets),
+        "weight_buckets": weights(platform),
+        "subscriptions": queue.subscriptions,
+        "grants": right_lines(queue.rights),
+        "agent_grants": right_lines(queue.agent_rights),
+        "model": _model(platform, host),
+    }
     return _script(
         "create_body.sh",
         command,
@@ -62,15 +85,19 @@ def create_script(platform: Platform, host: Host, site: Site, platform_file: str
             "machine": host.machine or "",
             "image_project": image_project,
             "image_family": image_family,
-            "account": site.service_account_email,
+            "account": site.vm_account_email,
             "secret": secret_name(host),
-            "bucket": store.removeprefix("gs://").partition("/")[0] if store.startswith("gs://") else "",
+            "keys": platform.gateway.keys_env or "" if platform.gateway.keys_file is None else "",
+            "repository": site.repository,
+            "image": image(host),
+            "target": "engines-cpu" if host.on_cpu else "engines",
+            "jobs_project": queue.project,
             "domain": site.gke.domain or "",
             "disk_gb": _DISK_GB,
             "port": platform.gateway.port,
             "platform_file": platform_file,
         },
-        f"model=({shlex.join(_model(platform, host))})\n",
+        "".join(f"{name}=({shlex.join(values)})\n" for name, values in lists.items()),
     )
 
 
