@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from cotenant.config import load_platform
+from cotenant.cost.monthly import monthly_cost
+from cotenant.gpu.plan import plan
+
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[3]
@@ -55,3 +59,11 @@ def _object_with(text: str) -> Any:
     """The one object of a file."""
     (document,) = yaml.safe_load_all(text)
     return document
+
+
+@pytest.mark.parametrize("environment", ["dev", "staging", "prod"])
+def test_the_page_tells_what_an_environment_costs(environment: str) -> None:
+    platform = load_platform(ROOT / "deployments/platform.yaml", environment)
+    cost = monthly_cost(platform, plan(platform))
+    (row,) = re.findall(rf"^\| {environment} \|.*$", (ROOT / "docs/gke.md").read_text(), re.MULTILINE)
+    assert row.endswith(f"| {cost.usd_per_h_at_min:.2f} USD | {cost.usd_per_h_at_max:.2f} USD |")
