@@ -10,6 +10,8 @@ Whatever goes wrong is logged, and ends it: the node goes in any case, and what 
 from __future__ import annotations
 
 import logging
+import os
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -25,6 +27,7 @@ from deployments.draining import drain
 LOG = logging.getLogger("cotenant.leave")
 _LOOK_S = 1.0
 _CALL_S = 10
+_CONNECT_S = 30.0
 #: Pods that are deleted together begin to drain within so long of each other: Python starts, and finds Ray.
 _TOGETHER_S = 20.0
 #: What a worker that finds no head gives its replicas to finish, as far as they can without one.
@@ -62,7 +65,7 @@ def leave(within_s: float, node: str | None, head: bool) -> None:
         return wait_until(done, within_s=left_s, clock=time.monotonic, pause=time.sleep)
 
     try:
-        ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
+        _connect()
         if head:
             time.sleep(min(_TOGETHER_S, within_s))
             empty = wait(lambda: not _draining(), within_s - (time.monotonic() - begun_s))
@@ -77,6 +80,27 @@ def leave(within_s: float, node: str | None, head: bool) -> None:
         event(LOG, "left_blindly", level=logging.WARNING, error=error)
         if not head:
             time.sleep(min(_BLIND_S, within_s))
+        # Past Ray's own end, which looks for the head again.
+        os._exit(0)
+
+
+def _connect() -> None:
+    """Find the Ray of this node. Raises TimeoutError: its head is not there (Ray itself would try for minutes)."""
+    failed: list[BaseException] = []
+
+    def connect() -> None:
+        try:
+            ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
+        except BaseException as error:
+            failed.append(error)
+
+    trying = threading.Thread(target=connect, daemon=True)
+    trying.start()
+    trying.join(_CONNECT_S)
+    if trying.is_alive():
+        raise TimeoutError(f"the head of this Ray did not answer within {_CONNECT_S:.0f} s")
+    if failed:
+        raise failed[0]
 
 
 def _looks_empty(node_id: str) -> bool:
