@@ -20,6 +20,7 @@ import pytest
 from cotenant.cli.queue_names import queue_names
 from cotenant.config import load_platform
 from cotenant.manifests.gke.setup_script import setup_files
+from tests.contracts.tools import tool
 
 pytestmark = [
     pytest.mark.integration,
@@ -452,10 +453,10 @@ def test_deleting_that_was_stopped_goes_on(cloud: Cloud) -> None:
 
 
 def test_the_script_is_clean_to_shellcheck(cloud: Cloud) -> None:
-    if shutil.which("shellcheck") is None:
+    if tool("shellcheck") is None:
         pytest.skip("needs shellcheck (Debian: shellcheck)")
     for script in (cloud.folder / "gke" / "setup.sh", FAKE):
-        done = subprocess.run(["shellcheck", str(script)], text=True, capture_output=True, check=False)
+        done = subprocess.run([str(tool("shellcheck")), str(script)], text=True, capture_output=True, check=False)
         assert done.returncode == 0, done.stdout
 
 

@@ -25,6 +25,7 @@ from cotenant.gpu.plan import plan
 from cotenant.manifests.files import Files
 from cotenant.manifests.site import Site
 from cotenant.manifests.vm import vm_files
+from tests.contracts.tools import tool
 
 pytestmark = pytest.mark.integration
 #: `scripts/test` runs it beside another.
@@ -564,7 +565,7 @@ def test_compose_says_what_is_missing_where_there_are_no_keys(tmp_path: Path) ->
 
 
 def test_shellcheck_finds_nothing(machine: Rehearsal) -> None:
-    shellcheck = shutil.which("shellcheck")
+    shellcheck = tool("shellcheck")
     if shellcheck is None:
         pytest.skip("no shellcheck here")
     machine.run("startup.sh")

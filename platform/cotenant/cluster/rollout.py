@@ -124,10 +124,6 @@ def carry_out(
     return service
 
 
-def services_of(things: Iterable[Mapping[str, Any]]) -> list[Ref]:
-    return [ref_of(thing) for thing in things if kind_of(thing) == RAY_SERVICE]
-
-
 def find_service(cluster: Cluster, target: Target) -> Object | None:
     """The environment's RayService, by its labels. Raises KindMissing."""
     listed = cluster.list(RAY_SERVICE, target.namespace, target.labels)

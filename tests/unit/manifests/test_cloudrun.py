@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from cotenant.gpu.plan import plan
 from cotenant.manifests.cloudrun import cloudrun_files
 from cotenant.manifests.files import Files
 from tests.contracts.manifest_schemas import problems
+from tests.contracts.tools import tool
 
 pytestmark = pytest.mark.unit
 
@@ -368,7 +368,7 @@ def test_everything_can_be_deleted_again(folder: Path) -> None:
     assert said.startswith("gone: ")
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.skipif(tool("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing(folder: Path) -> None:
-    found = subprocess.run(["shellcheck", folder / "deploy.sh"], capture_output=True, text=True, check=False)
+    found = subprocess.run([str(tool("shellcheck")), folder / "deploy.sh"], capture_output=True, text=True, check=False)
     assert found.stdout == ""
