@@ -15,7 +15,7 @@ from cotenant.errors import PlanError
 Image = Literal["doors", "engines"]
 IMAGES: tuple[Image, ...] = ("doors", "engines")
 
-#: Port of the HTTP door in a container (`gateway.port`), and of the metrics that Ray gathers on each node.
+#: Where Ray tells the metrics of each node, ours among them.
 METRICS_PORT = 8080
 #: User and group that the images run as.
 USER_ID, GROUP_ID = 1000, 1000

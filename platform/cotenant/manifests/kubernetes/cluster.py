@@ -25,7 +25,7 @@ from cotenant.manifests.kubernetes.containers import (
 )
 from cotenant.manifests.kubernetes.door import DOOR_LABEL
 from cotenant.manifests.kubernetes.front import front_of
-from cotenant.manifests.kubernetes.objects import Object, cpus, mib, unprivileged
+from cotenant.manifests.kubernetes.objects import Object, cpus, memory, unprivileged
 from cotenant.manifests.kubernetes.redis import gcs_fault_tolerance
 from cotenant.manifests.kubernetes.sizing import AUTOSCALER, HEAD, pods_per_node, worker_room
 from cotenant.manifests.pools import node_resources
@@ -76,7 +76,7 @@ def pods_at_min(platform: Platform, plan: Plan) -> dict[str, int]:
 
 
 def _autoscaler() -> Object:
-    amount = {"cpu": cpus(AUTOSCALER.cpus), "memory": mib(AUTOSCALER.gib)}
+    amount = {"cpu": cpus(AUTOSCALER.cpus), "memory": memory(AUTOSCALER.gib)}
     return {
         "version": "v2",
         "idleTimeoutSeconds": _GPU_IDLE_S,

@@ -13,7 +13,7 @@ from typing import Any
 from cotenant.config import Platform
 from cotenant.gpu.plan import Plan
 from cotenant.manifests.kubernetes.door import door_drain_s
-from cotenant.manifests.kubernetes.objects import Object, cpus, from_secret, mib, unprivileged, variables
+from cotenant.manifests.kubernetes.objects import Object, cpus, from_secret, memory, unprivileged, variables
 from cotenant.manifests.kubernetes.sizing import Room
 from cotenant.manifests.ray_settings import PRELOAD, PRELOADED, shared_settings
 from cotenant.manifests.serve import longest_call_s
@@ -44,7 +44,7 @@ def ray_container(
     name: str, *, site: Site, image: Image, room: Room, env: list[Object], gpus: int = 0, **more: Any
 ) -> Object:
     """A container that KubeRay has run `ray start`. It gets what it asks for: requests are limits."""
-    amount: Object = {"cpu": cpus(room.cpus), "memory": mib(room.gib)}
+    amount: Object = {"cpu": cpus(room.cpus), "memory": memory(room.gib)}
     if gpus:
         amount["nvidia.com/gpu"] = gpus
     return {

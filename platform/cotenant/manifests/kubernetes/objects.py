@@ -54,7 +54,7 @@ def unprivileged() -> Object:
     }
 
 
-def mib(gib: float) -> str:
+def memory(gib: float) -> str:
     """A quantity of memory."""
     return f"{int(gib)}Gi" if gib == int(gib) else f"{int(gib * 1024)}Mi"
 

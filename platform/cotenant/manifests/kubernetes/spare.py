@@ -12,7 +12,7 @@ from cotenant.manifests.gke.placement import has_gpu, pod_placement
 from cotenant.manifests.kubernetes.access import priority_name
 from cotenant.manifests.kubernetes.cluster import pods_per_node_of
 from cotenant.manifests.kubernetes.containers import pod_security
-from cotenant.manifests.kubernetes.objects import MANAGED_BY, Object, cpus, metadata, mib, unprivileged
+from cotenant.manifests.kubernetes.objects import MANAGED_BY, Object, cpus, memory, metadata, unprivileged
 from cotenant.manifests.kubernetes.sizing import worker_room
 from cotenant.manifests.site import Site
 
@@ -80,7 +80,7 @@ def _template(platform: Platform, plan: Plan, name: str, labels: dict[str, str])
     planned = plan.pools.get(name)
     gpus_per_node = planned.gpus_per_node if planned is not None else 1
     room = worker_room(platform, name, gpus_per_node=gpus_per_node)
-    amount: Object = {"cpu": cpus(room.cpus), "memory": mib(room.gib)}
+    amount: Object = {"cpu": cpus(room.cpus), "memory": memory(room.gib)}
     if has_gpu(pool):
         amount["nvidia.com/gpu"] = gpus_per_node // pods_per_node_of(platform, plan, name)
     return {
