@@ -30,8 +30,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 BUILT = Path(os.environ.get("COTENANT_KUBE_APISERVER", Path.home() / ".cache" / "cotenant" / "kube-apiserver"))
 SCHEMAS = Path(os.environ.get("COTENANT_KUBERAY_CRDS") or ROOT.parent / "shared" / "schemas")
-#: The kind that the client knows. Ray clusters are the operator's, which does not run here.
-CRDS = "kuberay-*-rayservices.crd.yaml"
+#: The kinds that the client knows. Ray clusters are the operator's: a test makes them in its place.
+CRDS = "kuberay-*-ray*s.crd.yaml"
 READY_S = 120.0
 
 

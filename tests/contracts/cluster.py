@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import pytest
 
 from cotenant.cluster.edge import Cluster
-from cotenant.cluster.objects import CONFIG_MAP, NAMESPACE, RAY_SERVICE, Kind, Object, Ref, version_of
+from cotenant.cluster.json_patch import Operation
+from cotenant.cluster.objects import CONFIG_MAP, NAMESPACE, RAY_CLUSTER, RAY_SERVICE, Kind, Object, Ref, version_of
 from cotenant.errors import Changed, FieldsOwned, Gone, KindMissing, ManifestRefused, NamespaceMissing
 
 
@@ -54,6 +55,34 @@ def ray_service(namespace: str, name: str = "shop", serve: str = "applications: 
             },
         },
     }
+
+
+def worker_group(name: str, most: int, *, least: int = 0, replicas: int = 1, image: str = "engines:1") -> Object:
+    return {
+        "groupName": name,
+        "replicas": replicas,
+        "minReplicas": least,
+        "maxReplicas": most,
+        "rayStartParams": {},
+        "template": {"spec": {"containers": [{"name": "ray-worker", "image": image}]}},
+    }
+
+
+def ray_cluster(namespace: str, *groups: Object, name: str = "shop-raycluster-a") -> Object:
+    """As KubeRay makes it of a RayService."""
+    config = ray_service(namespace)["spec"]["rayClusterConfig"]
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCluster",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {**config, "workerGroupSpecs": list(groups)},
+    }
+
+
+def most_of(place: int, group: str, most: object) -> list[Operation]:
+    """The patch that gives the group at `place` another maximum, if it is that group."""
+    at = ("spec", "workerGroupSpecs", place)
+    return [Operation("test", (*at, "groupName"), group), Operation("replace", (*at, "maxReplicas"), most)]
 
 
 class ClusterContract:
@@ -183,6 +212,57 @@ class ClusterContract:
         after = cluster.apply({**ray_service(namespace), "status": {"serviceStatus": "Never"}})
         assert after["status"]["serviceStatus"] == "Running"
 
+    def test_an_edit_changes_one_field_of_a_list_and_leaves_the_rest(self, cluster: Cluster, namespace: str) -> None:
+        made = cluster.create(ray_cluster(namespace, worker_group("front", 1), worker_group("shared", 2, replicas=2)))
+        ref = Ref(RAY_CLUSTER, "shop-raycluster-a", namespace)
+        after = cluster.edit(ref, most_of(1, "shared", 8))
+        assert after is not None
+        assert after["kind"] == "RayCluster"
+        groups = [(each["groupName"], each["replicas"], each["maxReplicas"]) for each in _groups(after)]
+        assert groups == [("front", 1, 1), ("shared", 2, 8)]
+        assert after["metadata"]["generation"] == made["metadata"]["generation"] + 1
+        got = cluster.get(ref)
+        assert got is not None
+        assert _groups(got) == _groups(after)
+        assert "cotenant" in {each["manager"] for each in got["metadata"]["managedFields"]}
+
+    def test_an_edit_that_finds_something_else_changes_nothing(self, cluster: Cluster, namespace: str) -> None:
+        made = cluster.create(ray_cluster(namespace, worker_group("front", 1), worker_group("shared", 2)))
+        ref = Ref(RAY_CLUSTER, "shop-raycluster-a", namespace)
+        for wrong in (
+            [*most_of(1, "shared", 8), *most_of(0, "shared", 8)],
+            most_of(7, "shared", 8),
+            [Operation("test", ("metadata", "annotations", "a/b~c"), "x")],
+        ):
+            for dry_run in (True, False):
+                with pytest.raises(Changed, match=r"edit RayCluster shop-raycluster-a in .* another than was read"):
+                    cluster.edit(ref, wrong, dry_run=dry_run)
+        got = cluster.get(ref)
+        assert got is not None
+        assert version_of(got) == version_of(made)
+
+    def test_an_edit_finds_keys_with_slashes_and_tildes(self, cluster: Cluster, namespace: str) -> None:
+        thing = ray_cluster(namespace, worker_group("shared", 2))
+        thing["metadata"]["annotations"] = {"a/b~1": "x"}
+        cluster.create(thing)
+        ref = Ref(RAY_CLUSTER, "shop-raycluster-a", namespace)
+        after = cluster.edit(ref, [Operation("replace", ("metadata", "annotations", "a/b~1"), "y")])
+        assert after is not None
+        assert after["metadata"]["annotations"]["a/b~1"] == "y"
+
+    def test_an_edit_by_dry_run_answers_the_same_and_changes_nothing(self, cluster: Cluster, namespace: str) -> None:
+        made = cluster.create(ray_cluster(namespace, worker_group("shared", 2)))
+        ref = Ref(RAY_CLUSTER, "shop-raycluster-a", namespace)
+        after = cluster.edit(ref, most_of(0, "shared", 8), dry_run=True)
+        assert after is not None
+        assert _groups(after)[0]["maxReplicas"] == 8
+        got = cluster.get(ref)
+        assert got is not None
+        assert version_of(got) == version_of(made)
+
+    def test_an_edit_of_what_is_not_there_is_none(self, cluster: Cluster, namespace: str) -> None:
+        assert cluster.edit(Ref(RAY_CLUSTER, "none", namespace), most_of(0, "shared", 8)) is None
+
     def test_a_watch_tells_what_happened_since(self, cluster: Cluster, world: World, namespace: str) -> None:
         since = cluster.list(CONFIG_MAP, namespace).version
         cluster.apply(config(namespace, "a", size="1"))
@@ -214,3 +294,7 @@ class ClusterContract:
         cluster.apply(ray_service(namespace))
         with pytest.raises(Gone):
             list(cluster.watch(RAY_SERVICE, namespace, since=world.too_old(), timeout_s=1))
+
+
+def _groups(ray_cluster: Object) -> list[Object]:
+    return list(ray_cluster["spec"]["workerGroupSpecs"])

@@ -14,12 +14,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from cotenant.cluster.json_patch import read_document
 from cotenant.cluster.memory import CLUSTER_WIDE, InMemoryCluster
-from cotenant.cluster.objects import EVENT, NAMESPACE, POD, RAY_SERVICE, Kind, Ref
+from cotenant.cluster.objects import EVENT, NAMESPACE, POD, RAY_CLUSTER, RAY_SERVICE, Kind, Ref
 from cotenant.cluster.order import SEARCHED
 from cotenant.errors import Changed, ClusterError, FieldsOwned, Gone, ManifestRefused, NamespaceMissing
 
-KINDS = (*SEARCHED, NAMESPACE, POD, EVENT, RAY_SERVICE)
+KINDS = (*SEARCHED, NAMESPACE, POD, EVENT, RAY_SERVICE, RAY_CLUSTER)
 _PATH = re.compile(
     r"^/(?:api/(?P<core>v1)|apis/(?P<api>[^/]+/[^/]+))"
     r"(?:/namespaces/(?P<namespace>[^/]+)(?=/[^/]))?(?:/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+)(?:/(?P<sub>status))?)?)?$"
@@ -107,7 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
             gone = self.cluster.delete(ref)
             return self._send(200 if gone else 404, _status(200 if gone else 404, "", ""))
         if self.command == "PATCH":
-            return self._send(200, self._patch(ref, at["sub"], query, body))
+            after = self._patch(ref, at["sub"], query, body)
+            return self._send(int(after["code"]) if after.get("kind") == "Status" else 200, after)
         thing = self.cluster.get(ref)
         if thing is None:
             return self._send(404, _status(404, "NotFound", f"{ref} not found"))
@@ -118,6 +120,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self.cluster.apply(body, dry_run="dryRun" in query, force=query.get("force") == "true")
         if sub == "status":
             return self.cluster.set_status(ref, body["status"])
+        if "json-patch" in str(self.headers.get("Content-Type")):
+            try:
+                after = self.cluster.edit(ref, read_document(body), dry_run="dryRun" in query)
+            except Changed:
+                return _status(422, "Invalid", "the server rejected our request due to an error in our request")
+            return _status(404, "NotFound", f"{ref} not found") if after is None else after
         return self.cluster.patch(ref, body, manager=query["fieldManager"])
 
     def _list(self, kind: Kind, namespace: str | None, query: dict[str, str]) -> None:

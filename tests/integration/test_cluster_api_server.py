@@ -12,13 +12,13 @@ import yaml
 from kubernetes.config import incluster_config
 
 from cotenant.cluster.kube import connect
-from cotenant.cluster.objects import CONFIG_MAP, NAMESPACE, POD, RAY_SERVICE, Kind, Ref, Target
+from cotenant.cluster.objects import CONFIG_MAP, NAMESPACE, POD, RAY_CLUSTER, RAY_SERVICE, Kind, Ref, Target
 from cotenant.cluster.rest import RestCluster
 from cotenant.cluster.revisions import Revisions
 from cotenant.cluster.rollout import carry_out, propose
 from cotenant.errors import KindMissing, ManifestRefused, NotConnected, NotPermitted
 from tests.contracts.api_server import ApiServer, require_api_server, write_kubeconfig
-from tests.contracts.cluster import ClusterContract, config, ray_service
+from tests.contracts.cluster import ClusterContract, config, most_of, ray_cluster, ray_service, worker_group
 from tests.contracts.cluster_faults import ClusterFaultsContract
 from tests.contracts.fault_proxy import Proxy, proxying
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.integration
 #: `scripts/test` runs it beside another.
 WAITS_MORE_THAN_IT_COMPUTES = True
 
-PLURALS = {"ConfigMap": "configmaps", "RayService": "rayservices"}
+PLURALS = {"ConfigMap": "configmaps", "RayCluster": "rayclusters", "RayService": "rayservices"}
 DOCS = Path(__file__).parents[2] / "docs" / "deploy.md"
 
 
@@ -116,6 +116,13 @@ def test_a_manifest_that_breaks_the_schema_is_refused_with_its_field(admin: Rest
     thing["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"] = 7
     with pytest.raises(ManifestRefused, match=r"containers.*image"):
         admin.apply(thing, dry_run=True)
+
+
+def test_an_edit_that_breaks_the_schema_is_refused_with_its_field(admin: RestCluster, place: str) -> None:
+    admin.create(ray_cluster(place, worker_group("shared", 2)))
+    ref = Ref(RAY_CLUSTER, "shop-raycluster-a", place)
+    with pytest.raises(ManifestRefused, match=r"maxReplicas.*integer"):
+        admin.edit(ref, most_of(0, "shared", "many"))
 
 
 def test_without_the_operators_kinds_it_is_said_how_to_install_it(admin: RestCluster, place: str) -> None:

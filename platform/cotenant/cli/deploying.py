@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 
 from cotenant.cli import deploying_view as view
+from cotenant.cluster.alignment import Alignment, pass_on, settle
 from cotenant.cluster.edge import Cluster
 from cotenant.cluster.history import State, marked
 from cotenant.cluster.objects import Object, Target
@@ -121,7 +122,7 @@ def change(
     view.show_proposal(proposal, console)
     if wishes.dry_run:
         return
-    if proposal.changes:
+    if proposal.size:
         _ask(proposal, cluster, wishes)
     make_namespaces(cluster, proposal, force=wishes.force)
     revision = revisions.begin(proposal.things, at=_now(), by=_who(cluster), rollback_of=rollback_of)
@@ -132,15 +133,25 @@ def change(
     if revision.generation != generation or revision.state == "failed":
         revision = revisions.keep(replace(revision, generation=generation, state="applied", reason=""))
     console.print(f"[green]applied[/] revision {revision.number}")
+    said = set(proposal.notes)
+    _show(pass_on(cluster, proposal.bounds, service), said, console)
     if not wishes.wait:
         console.print(f"it comes up by itself; look with: cotenant status -e {wishes.environment}")
         return
 
-    def settle(state: State, reason: str = "") -> None:
+    def mark(state: State, reason: str = "") -> None:
         if (revision.state, revision.reason) != (state, reason):
             revisions.keep(marked(revision, state, reason))
 
-    _wait(cluster, service, wishes, settle, console)
+    _wait(cluster, service, wishes, mark, console)
+    _show(settle(cluster, service), said, console)
+
+
+def _show(found: Alignment, said: set[str], console: Console) -> None:
+    """What was passed on to the Ray cluster; a note only once."""
+    view.show_bounds(found.shifts, console)
+    view.show_notes((note for note in found.notes if note not in said), console)
+    said.update(found.notes)
 
 
 def _ask(proposal: Proposal, cluster: Cluster, wishes: Wishes) -> None:
@@ -149,7 +160,7 @@ def _ask(proposal: Proposal, cluster: Cluster, wishes: Wishes) -> None:
     if not sys.stdin.isatty():
         raise EnvironmentFault("nobody can be asked here whether to go on; look with --dry-run, then say --yes")
     gone = f", {len(proposal.deletions)} of them deletions" if proposal.deletions else ""
-    click.confirm(f"{len(proposal.changes)} changes{gone} in {cluster.where.context}: go on?", abort=True, err=True)
+    click.confirm(f"{proposal.size} changes{gone} in {cluster.where.context}: go on?", abort=True, err=True)
 
 
 def _carry_out(cluster: Cluster, proposal: Proposal, wishes: Wishes, console: Console) -> Object | None:
@@ -170,7 +181,7 @@ def _carry_out(cluster: Cluster, proposal: Proposal, wishes: Wishes, console: Co
         raise
 
 
-def _wait(cluster: Cluster, service: Object, wishes: Wishes, settle: Callable[..., None], console: Console) -> None:
+def _wait(cluster: Cluster, service: Object, wishes: Wishes, mark: Callable[..., None], console: Console) -> None:
     looks = see_through(cluster, service, timeout_s=wishes.timeout_s, look_s=LOOK_S, patience=PATIENCE)
     try:
         last = view.follow(looks, console)
@@ -183,9 +194,9 @@ def _wait(cluster: Cluster, service: Object, wishes: Wishes, settle: Callable[..
     except RolloutFailed as error:
         raise RolloutFailed(f"{error}\n{_next(wishes)}") from error
     if last.verdict.standing == "failed":
-        settle("failed", last.verdict.reason)
+        mark("failed", last.verdict.reason)
         raise RolloutFailed(f"{last.verdict.reason}\n{_next(wishes)}")
-    settle("healthy")
+    mark("healthy")
     console.print(f"[green]healthy[/] after {last.elapsed_s:.0f} s")
 
 

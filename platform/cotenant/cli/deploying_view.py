@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from cotenant.cluster.bounds import Shift
 from cotenant.cluster.history import Revision
 from cotenant.cluster.rayservice import last_words
 from cotenant.cluster.rollout import Action, Progress, Proposal
@@ -43,13 +44,25 @@ def show_proposal(proposal: Proposal, console: Console) -> None:
             if step.action == action:
                 where = f" in {step.ref.namespace}" if step.ref.namespace else ""
                 console.print(Text(f"{word} {step.ref}", colour).append(where, "dim"))
-    for note in proposal.notes:
-        console.print(Text("note ", "yellow").append(note, "default"))
+    for shift in proposal.bounds:
+        console.print(Text(f"~ {shift}", "yellow"))
+    show_notes(proposal.notes, console)
     same = sum(step.action == "same" for step in proposal.steps)
-    if proposal.changes:
-        console.print(f"{len(proposal.changes)} changes, {same} unchanged")
+    if proposal.size:
+        console.print(f"{proposal.size} changes, {same} unchanged")
     else:
         console.print(f"nothing to change: all {same} objects are as they should be")
+
+
+def show_notes(notes: Iterable[str], console: Console) -> None:
+    for note in notes:
+        console.print(Text("note ", "yellow").append(note, "default"))
+
+
+def show_bounds(shifts: Iterable[Shift], console: Console) -> None:
+    """Bounds that were changed."""
+    for shift in shifts:
+        console.print(Text("changed ", "yellow").append(str(shift), "default"))
 
 
 def _line_colour(line: str) -> str:

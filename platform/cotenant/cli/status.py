@@ -14,6 +14,7 @@ from rich.text import Text
 from cotenant.cli import deploying
 from cotenant.cli import deploying_view as view
 from cotenant.cli.options import platform_options
+from cotenant.cluster.alignment import differing
 from cotenant.cluster.edge import Cluster
 from cotenant.cluster.history import Revision
 from cotenant.cluster.objects import Object, Target
@@ -55,7 +56,7 @@ def status(file: Path, environment: str, context: str | None, namespace: str | N
 def _now(cluster: Cluster, service: Object) -> Progress:
     state = read(service)
     groups, notes = look(cluster, state)
-    return Progress(state, groups, standing_now(state, groups), 0.0, notes)
+    return Progress(state, groups, standing_now(state, groups), 0.0, (*notes, *differing(cluster, service)))
 
 
 def _workloads(service: Object) -> Table:

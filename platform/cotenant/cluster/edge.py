@@ -5,6 +5,8 @@ Promises, for both (`tests/contracts/cluster.py`):
 * `apply` is server-side apply by the field manager `cotenant`. A field that somebody else owns with another value is
   refused (`FieldsOwned`) and nothing of the object is changed, unless `force`. What an earlier apply set and this one
   leaves out is taken away. With `dry_run` the answer is the same, and nothing changes.
+* `edit` changes single fields by a JSON patch, all of them or none. If the object is another than the patch tests for,
+  it is `Changed`: read it again.
 * `watch` tells every change after `since`, in order, and may end at any time without an error: whoever watches goes
   on from the last version told. A version that is too old is `Gone`: list again.
 * A call that may be repeated is repeated by the edge itself; what is raised was not helped by that.
@@ -13,10 +15,11 @@ Promises, for both (`tests/contracts/cluster.py`):
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from cotenant.cluster.json_patch import Operation
 from cotenant.cluster.objects import Kind, Object, Ref
 
 
@@ -85,6 +88,10 @@ class Cluster(Protocol):
 
     def apply(self, thing: Mapping[str, Any], *, dry_run: bool = False, force: bool = False) -> Object:
         """Raises FieldsOwned, ManifestRefused, KindMissing, NamespaceMissing."""
+        ...
+
+    def edit(self, ref: Ref, operations: Sequence[Operation], *, dry_run: bool = False) -> Object | None:
+        """The object after it, or None: it is not there. Raises Changed, ManifestRefused, KindMissing."""
         ...
 
     def delete(self, ref: Ref) -> bool:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import copy
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from cotenant.cluster import fields
 from cotenant.cluster.edge import Change, Clock, Listing, SystemClock, Where
 from cotenant.cluster.fields import Ownership
+from cotenant.cluster.json_patch import Operation, patched
 from cotenant.cluster.objects import (
     EVENT,
     MANAGER,
     NAMESPACE,
+    RAY_CLUSTER,
     RAY_SERVICE,
     Kind,
     Object,
@@ -44,7 +46,7 @@ CLUSTER_WIDE = frozenset(
     }
 )
 #: Kinds whose state is a resource of its own, which `apply` does not touch.
-_WITH_STATUS = frozenset({RAY_SERVICE, Kind("apps/v1", "Deployment")})
+_WITH_STATUS = frozenset({RAY_CLUSTER, RAY_SERVICE, Kind("apps/v1", "Deployment")})
 #: How often a waiting watch looks, where another thread may write.
 _LOOK_S = 0.02
 
@@ -130,6 +132,18 @@ class InMemoryCluster:
                 raise fields_owned(asked("apply", ref), found)
             after, owners = fields.applied(live, wanted, owners, MANAGER)
             return self._store(ref, after, owners, dry_run=dry_run)
+
+    def edit(self, ref: Ref, operations: Sequence[Operation], *, dry_run: bool = False) -> Object | None:
+        with self._lock:
+            self._require_kind(ref.kind)
+            stored = self._stored.get(self._at(ref))
+            if stored is None:
+                return None
+            after = patched(stored.thing, operations)
+            if after is None:
+                raise Changed(f"can't {asked('edit', ref)}: it is another than was read")
+            owners = fields.written(stored.thing, after, stored.owners, MANAGER)
+            return self._store(self._at(ref), after, owners, dry_run=dry_run)
 
     def delete(self, ref: Ref) -> bool:
         with self._lock:

@@ -49,6 +49,7 @@ CONFIG_MAP = Kind("v1", "ConfigMap")
 EVENT = Kind("v1", "Event")
 NAMESPACE = Kind("v1", "Namespace")
 POD = Kind("v1", "Pod")
+RAY_CLUSTER = Kind("ray.io/v1", "RayCluster")
 RAY_SERVICE = Kind("ray.io/v1", "RayService")
 
 

@@ -61,6 +61,14 @@ def refused(code: int, body: bytes, what: str, namespace: str | None = None) -> 
     return ClusterError(f"can't {what}: the API server answers {code} ({message or reason})")
 
 
+def does_not_apply(code: int, body: bytes) -> bool:
+    """Whether that is the answer to a JSON patch that tests for something else than there is.
+
+    An object that would be wrong after it has the same code; it names the fields.
+    """
+    return code == 422 and not _causes(_status(body))
+
+
 def kind_missing(kind: Kind) -> KindMissing:
     """Says how to install what brings the kind."""
     if kind.group == "ray.io":

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import quote
 
 from cotenant.cluster.edge import Change, Clock, Listing, SystemClock, Where
+from cotenant.cluster.json_patch import Operation, document
 from cotenant.cluster.objects import MANAGER, Kind, Object, Ref, ref_of, version_of
-from cotenant.cluster.refusals import asked, kind_missing, refused
+from cotenant.cluster.refusals import asked, does_not_apply, kind_missing, refused
 from cotenant.cluster.retries import WORTH_REPEATING, Patience, retry_after_s
 from cotenant.errors import Changed, ClusterBusy, ClusterError, Gone
 
 APPLY = "application/apply-patch+yaml"
+JSON_PATCH = "application/json-patch+json"
 #: Seconds that a call may take, beyond what it is told to wait itself.
 CALL_S = 30.0
 #: Objects a page of a listing.
@@ -131,6 +133,13 @@ class RestCluster:
         request = Request("PATCH", path, query, json.dumps(told).encode(), APPLY)
         return _object(self._ask(request, asked("apply", ref), namespace=ref), ref)
 
+    def edit(self, ref: Ref, operations: Sequence[Operation], *, dry_run: bool = False) -> Object | None:
+        query = {"fieldManager": MANAGER} | ({"dryRun": "All"} if dry_run else {})
+        path = self._path(ref.kind, ref.namespace, ref.name)
+        request = Request("PATCH", path, query, json.dumps(document(operations)).encode(), JSON_PATCH)
+        answer = self._ask(request, asked("edit", ref), ref)
+        return answer if answer is None else _object(answer, ref)
+
     def delete(self, ref: Ref) -> bool:
         body = json.dumps({"propagationPolicy": "Background"}).encode()
         request = Request("DELETE", self._path(ref.kind, ref.namespace, ref.name), {}, body)
@@ -216,6 +225,8 @@ class RestCluster:
                 return None
             if 200 <= reply.status < 300:
                 return _json(body)
+            if request.content_type == JSON_PATCH and does_not_apply(reply.status, body):
+                raise Changed(f"can't {what}: it is another than was read")
             about = namespace or absent
             error = refused(reply.status, body, what, about.namespace if about else None)
             # Two writers met within the server, or a create met another: from what is there now it may go well.

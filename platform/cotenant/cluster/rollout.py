@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from cotenant.cluster.alignment import Alignment, ahead
+from cotenant.cluster.bounds import Shift
 from cotenant.cluster.diff import difference
 from cotenant.cluster.edge import Clock, Cluster, SystemClock
 from cotenant.cluster.objects import EVENT, NAMESPACE, POD, RAY_SERVICE, Object, Ref, Target, kind_of, labelled, ref_of
@@ -34,11 +36,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Everything that an apply would do, in order; `things` are what is applied."""
+    """Everything that an apply would do, in order; `things` are what is applied, `bounds` what is then passed on."""
 
     things: tuple[Object, ...]
     steps: tuple[Step, ...]
     notes: tuple[str, ...] = ()
+    bounds: tuple[Shift, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many changes there are, of all sorts."""
+        return len(self.changes) + len(self.bounds)
 
     @property
     def changes(self) -> tuple[Step, ...]:
@@ -60,25 +68,32 @@ def propose(
     things = in_order(labelled(rendered, target.labels))
     made = namespaces_of(things)
     new_namespaces = {name for name in made if cluster.get(Ref(NAMESPACE, name)) is None}
-    steps = [_step(cluster, thing, new_namespaces, force) for thing in things]
-    notes: list[str] = []
+    tried = [_try(cluster, thing, new_namespaces, force) for thing in things]
+    steps = [step for step, _ in tried]
+    notes = [note for _, found in tried for note in found.notes]
+    bounds = tuple(shift for _, found in tried for shift in found.shifts)
     if prune and target.namespace not in new_namespaces:
-        found, notes = _found(cluster, things, target)
+        found, unseen = _found(cluster, things, target)
+        notes += unseen
         for ref in left_over(found, things, target.labels):
             live = next(thing for thing in found if ref_of(thing) == ref)
             steps.append(Step(ref, "delete", difference(live, None, str(ref))))
-    return Proposal(tuple(dict(thing) for thing in things), tuple(steps), tuple(notes))
+    return Proposal(tuple(dict(thing) for thing in things), tuple(steps), tuple(notes), bounds)
 
 
-def _step(cluster: Cluster, thing: Mapping[str, Any], new_namespaces: set[str], force: bool) -> Step:
+def _try(cluster: Cluster, thing: Mapping[str, Any], new_namespaces: set[str], force: bool) -> tuple[Step, Alignment]:
+    """What an apply would do to one object, and what is to be passed on to a Ray cluster then."""
     ref = ref_of(thing)
     if ref.namespace in new_namespaces:
         cluster.get(ref)  # whether the cluster knows the kind
-        return Step(ref, "create", difference(None, thing, str(ref)))
+        return Step(ref, "create", difference(None, thing, str(ref))), Alignment()
     live = cluster.get(ref)
     after = cluster.apply(thing, dry_run=True, force=force)
     diff = difference(live, after, str(ref))
-    return Step(ref, "create" if live is None else "change" if diff else "same", diff)
+    step = Step(ref, "create" if live is None else "change" if diff else "same", diff)
+    if live is None or ref.kind != RAY_SERVICE:
+        return step, Alignment()
+    return step, ahead(cluster, live, after)
 
 
 def _found(cluster: Cluster, things: Sequence[Mapping[str, Any]], target: Target) -> tuple[list[Object], list[str]]:
