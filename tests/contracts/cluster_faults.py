@@ -15,15 +15,15 @@ import pytest
 
 from cotenant.cluster.edge import Cluster
 from cotenant.cluster.kube import connect
-from cotenant.cluster.objects import CONFIG_MAP, RAY_SERVICE, Ref, Target
+from cotenant.cluster.objects import CONFIG_MAP, RAY_CLUSTER, RAY_SERVICE, Ref, Target
 from cotenant.cluster.rest import RestCluster
 from cotenant.cluster.retries import Patience
 from cotenant.cluster.rollout import carry_out, propose, see_through
 from cotenant.cluster.verdict import Patience as JudgePatience
 from cotenant.cluster.watching import Watched
-from cotenant.errors import ClusterBusy, ClusterError, FieldsOwned, NotConnected
+from cotenant.errors import Changed, ClusterBusy, ClusterError, FieldsOwned, NotConnected
 from tests.contracts.api_server import write_kubeconfig
-from tests.contracts.cluster import ClusterContract, World, config, ray_service
+from tests.contracts.cluster import ClusterContract, World, config, most_of, ray_cluster, ray_service, worker_group
 from tests.contracts.fault_proxy import Fault, Proxy
 from tests.contracts.ray_statuses import applications, status
 
@@ -93,6 +93,24 @@ class ClusterFaultsContract:
         assert cluster.apply(ray_service(namespace))["metadata"]["generation"] == 1
         cluster.delete(Ref(RAY_SERVICE, "shop", namespace))
         assert cluster.get(Ref(RAY_SERVICE, "shop", namespace)) is None
+
+    @pytest.mark.parametrize("what", ["reset", "reset late"])
+    def test_an_edit_whose_connection_breaks_is_made_again(
+        self, cluster: Cluster, proxy: Proxy, namespace: str, what: str
+    ) -> None:
+        cluster.create(ray_cluster(namespace, worker_group("shared", 2)))
+        proxy.faults.append(Fault(what, "PATCH", "rayclusters", times=2))  # type: ignore[arg-type]
+        after = cluster.edit(Ref(RAY_CLUSTER, "shop-raycluster-a", namespace), most_of(0, "shared", 8))
+        assert after is not None
+        assert after["spec"]["workerGroupSpecs"][0]["maxReplicas"] == 8
+
+    def test_an_edit_that_finds_something_else_is_sent_once(
+        self, cluster: Cluster, proxy: Proxy, namespace: str
+    ) -> None:
+        cluster.create(ray_cluster(namespace, worker_group("shared", 2)))
+        with pytest.raises(Changed):
+            cluster.edit(Ref(RAY_CLUSTER, "shop-raycluster-a", namespace), most_of(0, "front", 8))
+        assert proxy.count("PATCH", "rayclusters") == 1
 
     def test_a_server_that_is_not_there_is_said(self, tmp_path: Path, clock: HastyClock) -> None:
         file = tmp_path / "config"

@@ -94,6 +94,8 @@ def test_whoever_may_not_is_told_what_and_how_to_check(server: ApiServer, place:
         "ask for a role that allows it (docs/deploy.md has one), and check with",
         f"  kubectl auth can-i patch rayservices.ray.io -n {place}",
     ]
+    with pytest.raises(NotPermitted, match=r"can-i patch rayclusters.ray.io -n "):
+        nobody.edit(Ref(RAY_CLUSTER, "shop-raycluster-a", place), most_of(0, "shared", 8))
     with pytest.raises(NotPermitted, match=r"may not get namespaces in namespace|may not get namespaces"):
         nobody.get(Ref(NAMESPACE, place))
 
@@ -165,6 +167,8 @@ def test_the_docs_role_is_enough_to_deploy(server: ApiServer, admin: RestCluster
     carry_out(deployer, left)
     assert deployer.get(Ref(CONFIG_MAP, "settings", place)) is None
     assert deployer.get(Ref(RAY_SERVICE, "shop", place)) is not None
+    admin.create(ray_cluster(place, worker_group("shared", 2)))
+    assert deployer.edit(Ref(RAY_CLUSTER, "shop-raycluster-a", place), most_of(0, "shared", 8)) is not None
 
 
 def test_a_pod_logs_in_by_its_service_account(

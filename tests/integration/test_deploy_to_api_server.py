@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import urllib.error
 import uuid
 from collections.abc import Iterator, Mapping
@@ -18,13 +19,13 @@ from click.testing import CliRunner, Result
 
 from cotenant.cli import deploying, main
 from cotenant.cluster.kube import connect
-from cotenant.cluster.objects import RAY_SERVICE, Object, kind_of
+from cotenant.cluster.objects import RAY_CLUSTER, RAY_SERVICE, Kind, Object, kind_of
 from cotenant.cluster.rayservice import serve_applications
 from cotenant.cluster.verdict import Patience
 from cotenant.errors import KindMissing
 from cotenant.manifests import environment as rendering
 from tests.contracts.api_server import ApiServer, require_api_server
-from tests.contracts.ray_statuses import applications, status
+from tests.contracts.ray_statuses import ACTIVE, applications, status
 
 pytestmark = pytest.mark.integration
 #: `scripts/test` runs it beside another.
@@ -41,7 +42,7 @@ environments:
   ENV:
     pools:
       front: {machine: e2-standard-8, nodes: {min: 1, max: 2}}
-      shared: {accelerator: nvidia-l4, machine: g2-standard-8, nodes: {min: 0, max: 2}}
+      shared: {accelerator: nvidia-l4, machine: g2-standard-8, nodes: {min: 0, max: MOST}}
     gke: {project: acme-shop, region: us-central1}
 """
 
@@ -52,11 +53,15 @@ def server() -> ApiServer:
 
 
 class Operator:
-    """Plays KubeRay for one namespace: each generation comes up, or fails, by way of a pending Ray cluster."""
+    """Plays KubeRay for one namespace: each generation comes up, or fails, by way of a pending Ray cluster.
+
+    There is one RayCluster object, made of the first generation and never changed by it.
+    """
 
     def __init__(self, server: ApiServer, namespace: str) -> None:
         self.fails = False
         self._server = server
+        self._clusters = f"/apis/ray.io/v1/namespaces/{namespace}/rayclusters"
         self._path = f"/apis/ray.io/v1/namespaces/{namespace}/rayservices"
         self._done: dict[str, int] = {}
         self._ended = threading.Event()
@@ -72,6 +77,11 @@ class Operator:
                     self._done[name] = generation
 
     def _bring_up(self, service: Object, name: str, generation: int) -> None:
+        if not self._done:
+            metadata = {"name": ACTIVE, "labels": service["metadata"]["labels"]}
+            config = service["spec"]["rayClusterConfig"]
+            made = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": config}
+            self._server.call("POST", self._clusters, made)
         names = [each["name"] for each in serve_applications(service)]
         deploying_: dict[str, Any] = dict.fromkeys(names, "DEPLOYING")
         running: dict[str, Any] = dict.fromkeys(names, "RUNNING")
@@ -102,8 +112,9 @@ def file(tmp_path: Path, environment: str) -> Path:
     return write(tmp_path / "platform.yaml", environment)
 
 
-def write(file: Path, environment: str, vram_gib: int = 5) -> Path:
-    file.write_text(FILE.replace("ENV", environment).replace("VRAM", str(vram_gib)))
+def write(file: Path, environment: str, vram_gib: int = 5, most: int = 2) -> Path:
+    text = FILE.replace("ENV", environment).replace("VRAM", str(vram_gib)).replace("MOST", str(most))
+    file.write_text(text)
     return file
 
 
@@ -182,9 +193,67 @@ def test_what_is_rendered_is_deployed_failed_and_brought_back(
     assert (told["standing"], told["revision"]["number"], told["revision"]["rollback_of"]) == ("healthy", 3, 1)
 
 
+@pytest.mark.parametrize("words", [("--timeout", "60"), ("--no-wait",)], ids=["waiting", "no wait"])
+def test_a_pools_new_maximum_reaches_the_ray_cluster_that_runs(
+    server: ApiServer, file: Path, environment: str, operator: Operator, words: tuple[str, ...]
+) -> None:
+    assert run(file, environment, "deploy", "--yes", "--timeout", "60").exit_code == 0
+    before = _groups(server, environment)
+    assert before["shared"]["maxReplicas"] == 2
+
+    write(file, environment, most=5)
+    shift = f"RayCluster {ACTIVE}: group shared max 2 -> 5"
+    tried = run(file, environment, "deploy", "--dry-run")
+    assert f"~ {shift}" in tried.output, tried.output
+    assert "2 changes" in tried.output
+    assert _groups(server, environment) == before
+
+    done = run(file, environment, "deploy", "--yes", *words)
+    assert done.exit_code == 0, done.output
+    assert done.output.count(f"changed {shift}") == 1
+    after = _groups(server, environment)
+    assert after == {**before, "shared": {**before["shared"], "maxReplicas": 5}}
+    _wait_until_healthy(file, environment)
+
+    again = run(file, environment, "deploy", "--dry-run")
+    assert "nothing to change" in again.output, again.output
+    assert json.loads(run(file, environment, "status", "--json").output)["notes"] == []
+
+
+def test_bounds_that_somebody_else_set_on_the_ray_cluster_are_told_and_put_right(
+    server: ApiServer, file: Path, environment: str, operator: Operator
+) -> None:
+    assert run(file, environment, "deploy", "--yes", "--timeout", "60").exit_code == 0
+    groups = list(_groups(server, environment).values())
+    theirs = [{**each, "maxReplicas": 1, "replicas": 1} if each["groupName"] == "shared" else each for each in groups]
+    server.patch(_path(RAY_CLUSTER, environment, ACTIVE), {"spec": {"workerGroupSpecs": theirs}}, "kubectl-edit")
+    (note,) = json.loads(run(file, environment, "status", "--json").output)["notes"]
+    assert "group shared has max 1, not 2" in note
+    done = run(file, environment, "deploy", "--yes", "--timeout", "60")
+    assert done.exit_code == 0, done.output
+    assert "1 changes" in done.output
+    shared = _groups(server, environment)["shared"]
+    assert (shared["maxReplicas"], shared["replicas"]) == (2, 1)
+
+
+def _wait_until_healthy(file: Path, environment: str) -> None:
+    until = time.monotonic() + 60
+    while json.loads(run(file, environment, "status", "--json").output)["standing"] != "healthy":
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+def _groups(server: ApiServer, environment: str) -> dict[str, Any]:
+    spec = server.call("GET", _path(RAY_CLUSTER, environment, ACTIVE))["spec"]
+    return {each["groupName"]: each for each in spec["workerGroupSpecs"]}
+
+
+def _path(kind: Kind, environment: str, name: str) -> str:
+    return f"/apis/{kind.api_version}/namespaces/shop-{environment}/{kind.name.lower()}s/{name}"
+
+
 def _service(server: ApiServer, environment: str) -> Any:
-    path = f"/apis/{RAY_SERVICE.api_version}/namespaces/shop-{environment}/rayservices/shop"
-    return server.call("GET", path)
+    return server.call("GET", _path(RAY_SERVICE, environment, "shop"))
 
 
 def test_a_context_that_is_not_there_names_those_that_are(file: Path, environment: str) -> None:

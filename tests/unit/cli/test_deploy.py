@@ -14,10 +14,11 @@ from click.testing import CliRunner, Result
 
 from cotenant.cli import deploying, main
 from cotenant.cluster.memory import InMemoryCluster
-from cotenant.cluster.objects import CONFIG_MAP, RAY_SERVICE, Kind, Object, Ref
+from cotenant.cluster.objects import CONFIG_MAP, RAY_CLUSTER, RAY_SERVICE, Kind, Object, Ref
 from cotenant.cluster.rayservice import serve_applications
+from cotenant.cluster.refusals import may_not
 from cotenant.cluster.verdict import Patience
-from tests.contracts.ray_statuses import PENDING, applications, pod, status
+from tests.contracts.ray_statuses import ACTIVE, PENDING, applications, pod, status
 
 pytestmark = pytest.mark.unit
 
@@ -300,6 +301,48 @@ def test_status_tells_workloads_pods_and_the_last_revision(
     assert (writer["replicas"], writer["pools"]) == ({"min": 1, "max": 2}, ["shared"])
     assert told["pools"][0]["troubles"][0]["what"] == "unschedulable"
     assert (told["revision"]["number"], told["revision"]["state"]) == (1, "healthy")
+
+
+def most(cluster: InMemoryCluster) -> int:
+    live = cluster.get(Ref(RAY_CLUSTER, ACTIVE, "shop-prod"))
+    assert live is not None
+    return next(int(each["maxReplicas"]) for each in live["spec"]["workerGroupSpecs"] if each["groupName"] == "shared")
+
+
+def deployed_with_a_ray_cluster(file: Path, cluster: InMemoryCluster) -> None:
+    run(file, "deploy", "--yes")
+    config = cluster.list(RAY_SERVICE).items[0]["spec"]["rayClusterConfig"]
+    metadata = {"name": ACTIVE, "namespace": "shop-prod"}
+    cluster.create({"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": config})
+
+
+def test_a_rollback_brings_a_pools_maximum_back_too(file: Path, cluster: InMemoryCluster, operator: Operator) -> None:
+    deployed_with_a_ray_cluster(file, cluster)
+    file.write_text(FILE.replace("min: 0, max: 2", "min: 0, max: 5"))
+    assert run(file, "deploy", "--yes").exit_code == 0
+    assert most(cluster) == 5
+    back = run(file, "rollback", "--yes")
+    assert back.exit_code == 0, back.output
+    assert f"changed RayCluster {ACTIVE}: group shared max 5 -> 2" in back.output
+    assert most(cluster) == 2
+
+
+def test_without_the_right_to_change_ray_clusters_a_deploy_goes_on_and_says_so_once(
+    file: Path, cluster: InMemoryCluster, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def guarded(ref: Ref, *_: Any, **__: Any) -> Any:
+        raise may_not(f"edit {ref}", "ci", "patch", "rayclusters", group="ray.io", namespace=ref.namespace)
+
+    deployed_with_a_ray_cluster(file, cluster)
+    monkeypatch.setattr(cluster, "edit", guarded)
+    file.write_text(FILE.replace("min: 0, max: 2", "min: 0, max: 5"))
+    done = run(file, "deploy", "--yes")
+    assert done.exit_code == 0, done.output
+    assert "1 changes" in done.output
+    assert done.output.count("group shared has max 2, not 5") == 1
+    assert "kubectl auth can-i patch rayclusters.ray.io -n shop-prod" in done.output
+    assert "healthy after" in done.output
+    assert "cotenant deploy passes it on" in json.loads(run(file, "status", "--json").output)["notes"][0]
 
 
 def test_status_of_what_was_never_deployed_says_so(file: Path) -> None:
