@@ -42,9 +42,12 @@ readonly -a NODE_POOLS=('prod-front bc730aaa350f793f 2 6 BALANCED' 'prod-shared 
 readonly SECRET=cotenant-secrets
 readonly -a SECRET_KEYS=(COTENANT_API_KEYS COTENANT_WEBHOOK_SECRETS COTENANT_UPSTREAM_KEY)
 readonly NEEDED_KEY=COTENANT_API_KEYS
+readonly WEBHOOKS_KEY=COTENANT_WEBHOOK_SECRETS
 readonly UPSTREAM_KEY=COTENANT_UPSTREAM_KEY
 readonly TOKEN_SECRET=cotenant-ray-token
+readonly TOKEN_KEY=auth_token
 readonly REDIS_SECRET=cotenant-redis
+readonly REDIS_KEY=password
 readonly OWN_REDIS=true
 
 # --- what follows is the same for every environment ---------------------------------------------------------------
@@ -106,6 +109,11 @@ may be run again at any time; one that was stopped goes on where it was.
 Variables: PLATFORM_FILE, COTENANT (the command), NETWORK, SUBNETWORK, SUBNET_RANGE, PODS_RANGE, SERVICES_RANGE,
 CHANNEL (of releases), CLUSTER_VERSION, AUTHORIZED_NETWORKS (also open the control plane's address, to these), and for
 the secrets ${SECRET_KEYS[*]} or SECRETS_FILE (lines NAME=value).
+
+Keys that a Secret lacks are added to it; those that it has are kept. To change a value, take it out, add the new one,
+and start anew what reads it:
+  kubectl patch secret $SECRET --namespace=$NAMESPACE --type=json --patch='[{"op": "remove", "path": "/data/NAME"}]'
+  ./setup.sh --only namespace               with the new value in the variable NAME or in SECRETS_FILE
 END
 }
 
@@ -396,6 +404,131 @@ jobs; give this one names of its own (jobs: topic, subscription, results, dead_l
 $(<"$scratch/jobs")"
 }
 
+# --- the namespace's Secrets ----------------------------------------------------------------------------------------
+# What a Secret has is never overwritten. Only names of keys are shown. Values go to kubectl by standard input, so that
+# no list of processes shows one.
+
+random() { head -c 32 /dev/urandom | base64 | tr -d '\n='; }
+
+# value_of NAME: from the environment, else from the file of secrets; empty if from neither.
+value_of() {
+  if [[ -n "${!1:-}" ]]; then
+    printf '%s' "${!1}"
+  elif [[ -n "$SECRETS_FILE" ]]; then
+    sed -n "s/^$1=//p" "$SECRETS_FILE" | head -n 1 | tr -d '\n'
+  fi
+}
+
+# among NAME EACH...: whether it is one of them.
+among() {
+  local each name=$1
+  shift
+  for each in "$@"; do
+    [[ "$each" != "$name" ]] || return 0
+  done
+  return 1
+}
+
+# keys_of SECRET: its version, then the names of its keys, a line each, in `answer`; false if there is no such Secret.
+keys_of() {
+  found_in_cluster secret "$1" --namespace="$NAMESPACE" \
+    --output="go-template={{.metadata.resourceVersion}}{{range \$key, \$value := .data}}{{\"\\n\"}}{{\$key}}{{end}}"
+}
+
+# first_key THERE...: that of the first entry, `tenant:key` or `key`, of the gateway's keys. If the Secret has them, the
+# gateway goes by those, whatever is given now.
+first_key() {
+  local entry
+  [[ -n "$NEEDED_KEY" ]] || return 0
+  if among "$NEEDED_KEY" "$@"; then
+    look kubectl get secret "$SECRET" --namespace="$NAMESPACE" \
+      --output="go-template={{index .data \"$NEEDED_KEY\" | base64decode}}" || return 0
+    entry=$answer
+  else
+    entry="$(value_of "$NEEDED_KEY")"
+  fi
+  entry="${entry%%,*}"
+  entry="${entry#*:}"
+  printf '%s' "${entry//[[:space:]]/}"
+}
+
+# new_value SECRET KEY THERE...: for a key that the Secret lacks; empty if none is given. THERE is what it has.
+new_value() {
+  local value
+  case "$1/$2" in
+    "$TOKEN_SECRET/$TOKEN_KEY") random ;;
+    "$REDIS_SECRET/$REDIS_KEY") if $OWN_REDIS; then random; else value_of REDIS_PASSWORD; fi ;;
+    "$SECRET/$UPSTREAM_KEY")
+      # An ingress outside of Ray asks the gateway as anybody else does: with the first of its keys.
+      value="$(value_of "$2")"
+      if [[ -n "$value" ]]; then printf '%s' "$value"; else first_key "${@:3}"; fi
+      ;;
+    *) value_of "$2" ;;
+  esac
+}
+
+# not_given SECRET KEY: says so. Without some keys no pod starts; that ends it.
+not_given() {
+  local name=$2 what="" how
+  case "$1/$2" in
+    "$SECRET/$NEEDED_KEY") what=" (tenant:key, comma-separated)" ;;
+    "$REDIS_SECRET/$REDIS_KEY") name=REDIS_PASSWORD what=", that of gke.redis," ;;
+    "$SECRET/$WEBHOOKS_KEY")
+      say "  - secret $1 is without $2: webhooks are not sent"
+      return
+      ;;
+  esac
+  how="in the environment, or SECRETS_FILE with a line $name=…"
+  if [[ -z "$what" ]]; then
+    warn "secret $1 is without $name, and so is what reads it; to add it, run this again with $name $how"
+  elif $dry; then
+    warn "needs $name$what $how"
+  else
+    die "needs $name$what $how"
+  fi
+}
+
+# send SECRET VERSION KEY=VALUE...: makes the Secret, or adds to the one of that version; of another one it is refused.
+send() {
+  local name=$1 version=$2 pair more=""
+  local -a command=(kubectl create --filename=-)
+  shift 2
+  if [[ -n "$version" ]]; then
+    command=(kubectl patch secret "$name" --namespace="$NAMESPACE" --type=merge --patch-file=/dev/stdin)
+    more=", resourceVersion: \"$version\""
+  fi
+  if $dry; then
+    say "  would run: ${command[*]}   (Secret $name with ${*%%=*})"
+    return
+  fi
+  say "  + ${command[*]}   (Secret $name with ${*%%=*})"
+  {
+    printf 'apiVersion: v1\nkind: Secret\nmetadata: {name: %s, namespace: %s%s}\ndata:\n' "$name" "$NAMESPACE" "$more"
+    for pair in "$@"; do
+      printf '  "%s": "%s"\n' "${pair%%=*}" "$(printf '%s' "${pair#*=}" | base64 | tr -d '\n')"
+    done
+  } | "${command[@]}" >/dev/null
+}
+
+# fill SECRET KEY...: it has these keys. What it has stays as it is, and a key that nobody asks for too.
+fill() {
+  local name=$1 version="" key value
+  local -a there=() pairs=()
+  shift
+  if keys_of "$name"; then
+    { read -r version && mapfile -t there; } <<<"$answer"
+    have "secret $name"
+  fi
+  for key in "$@"; do
+    if among "$key" "${there[@]}"; then continue; fi
+    value="$(new_value "$name" "$key" "${there[@]}")" || exit 1
+    if [[ -n "$value" ]]; then pairs+=("$key=$value"); else not_given "$name" "$key"; fi
+  done
+  ((${#pairs[@]})) || return 0
+  send "$name" "$version" "${pairs[@]}"
+  if [[ -n "$version" ]] && ! $dry; then say "  pods that run already get it when they are started anew"; fi
+}
+
 # --- steps: cluster, operator, namespace, address -------------------------------------------------------------------
 
 cluster_status() {
@@ -496,88 +629,16 @@ do_operator() {
     --repo=https://ray-project.github.io/kuberay-helm/ --namespace="$SYSTEM_NAMESPACE" --create-namespace --wait
 }
 
-random() { head -c 32 /dev/urandom | base64 | tr -d '\n='; }
-
-# value_of NAME: from the environment, else from the file of secrets; empty if from neither.
-value_of() {
-  if [[ -n "${!1:-}" ]]; then
-    printf '%s' "${!1}"
-  elif [[ -n "$SECRETS_FILE" ]]; then
-    sed -n "s/^$1=//p" "$SECRETS_FILE" | head -n 1 | tr -d '\n'
-  fi
-}
-
-# first_key: that of the first entry, `tenant:key` or `key`, of the gateway's keys.
-first_key() {
-  local entry
-  [[ -n "$NEEDED_KEY" ]] || return 0
-  entry="$(value_of "$NEEDED_KEY")"
-  entry="${entry%%,*}"
-  entry="${entry#*:}"
-  printf '%s' "${entry//[[:space:]]/}"
-}
-
-# secret NAME KEY=VALUE...: made by way of standard input, so that no list of processes shows a value.
-secret() {
-  local name=$1 pair
-  shift
-  if $dry; then
-    say "  would run: kubectl create --filename=-   (Secret $name with ${*%%=*})"
-    return
-  fi
-  say "  + kubectl create --filename=-   (Secret $name with ${*%%=*})"
-  {
-    printf 'apiVersion: v1\nkind: Secret\nmetadata: {name: %s, namespace: %s}\ndata:\n' "$name" "$NAMESPACE"
-    for pair in "$@"; do
-      printf '  %s: %s\n' "${pair%%=*}" "$(printf '%s' "${pair#*=}" | base64 | tr -d '\n')"
-    done
-  } | kubectl create --filename=- >/dev/null
-}
-
 do_namespace() {
-  local key value
-  local -a pairs=()
   need kubectl
   if found_in_cluster namespace "$NAMESPACE" --output=name; then
     have "namespace $NAMESPACE"
   else
     run kubectl create namespace "$NAMESPACE"
   fi
-  if found_in_cluster secret "$SECRET" --namespace="$NAMESPACE" --output=name; then
-    have "secret $SECRET"
-  else
-    for key in "${SECRET_KEYS[@]}"; do
-      value="$(value_of "$key")"
-      if [[ -z "$value" && "$key" == "$UPSTREAM_KEY" ]]; then
-        # An ingress outside of Ray asks the gateway as anybody else does: with the first of its keys.
-        value="$(first_key)"
-      fi
-      if [[ -n "$value" ]]; then
-        pairs+=("$key=$value")
-      elif [[ "$key" == "$NEEDED_KEY" ]] && ! $dry; then
-        die "needs $key (tenant:key, comma-separated) in the environment, or SECRETS_FILE with a line $key=…"
-      fi
-    done
-    if ((${#pairs[@]})); then
-      secret "$SECRET" "${pairs[@]}"
-    elif [[ -n "$NEEDED_KEY" ]]; then
-      secret "$SECRET" "$NEEDED_KEY="
-    fi
-  fi
-  if found_in_cluster secret "$TOKEN_SECRET" --namespace="$NAMESPACE" --output=name; then
-    have "secret $TOKEN_SECRET"
-  else
-    secret "$TOKEN_SECRET" "auth_token=$(random)"
-  fi
-  if found_in_cluster secret "$REDIS_SECRET" --namespace="$NAMESPACE" --output=name; then
-    have "secret $REDIS_SECRET"
-  elif $OWN_REDIS; then
-    secret "$REDIS_SECRET" "password=$(random)"
-  else
-    value="$(value_of REDIS_PASSWORD)"
-    [[ -n "$value" ]] || $dry || die "needs REDIS_PASSWORD, that of gke.redis, in the environment or in SECRETS_FILE"
-    secret "$REDIS_SECRET" "password=$value"
-  fi
+  fill "$SECRET" "${SECRET_KEYS[@]}"
+  fill "$TOKEN_SECRET" "$TOKEN_KEY"
+  fill "$REDIS_SECRET" "$REDIS_KEY"
   grant roles/iam.workloadIdentityUser "serviceAccount:$PROJECT.svc.id.goog[$NAMESPACE/$ACCOUNT]" \
     "iam service-accounts" "$EMAIL" --project="$PROJECT"
 }

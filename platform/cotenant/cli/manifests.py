@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import click
@@ -16,7 +16,7 @@ from cotenant.errors import EnvironmentFault, PlanError
 from cotenant.gpu.plan import Plan, plan
 from cotenant.manifests.cloudrun import cloudrun_files
 from cotenant.manifests.environment import command_for, environment_files
-from cotenant.manifests.files import HEADER, Files
+from cotenant.manifests.files import LIST, Files, digest, header_of, listed, with_list
 from cotenant.manifests.gke.setup_script import setup_files
 from cotenant.manifests.rules import cpu_shortages, upgrade_room
 from cotenant.manifests.vm import vm_files
@@ -84,15 +84,15 @@ def rendered(
     """Each folder and what belongs in it."""
     if target == "gke":
         for name in names or _on_gke(file):
-            yield (out or Path("kuberay")) / name, _on_cluster(file, name)
+            yield (out or Path("kuberay")) / name, with_list(_on_cluster(file, name))
         return
     (name,) = _one(names, target)
     if workload is not None:
-        yield out or Path("cloudrun") / workload, cloudrun_files(*_planned(file, name), workload)
+        yield out or Path("cloudrun") / workload, with_list(cloudrun_files(*_planned(file, name), workload))
     else:
         folder = out or Path("images")
         platform, the_plan = _planned(file, name)
-        yield folder, vm_files(platform, the_plan, queue_names(platform), os.path.relpath(file, folder))
+        yield folder, with_list(vm_files(platform, the_plan, queue_names(platform), os.path.relpath(file, folder)))
 
 
 def _on_cluster(file: Path, name: str) -> Files:
@@ -141,9 +141,12 @@ def differing(folder: Path, files: Files) -> list[str]:
 
 def write(folder: Path, files: Files) -> list[str]:
     """Make `folder` hold `files`, and of what was generated before nothing else. Paths of what changed."""
-    changed = []
-    for path, text in files.items():
-        there = folder / path
+    changed, stale = [], _stale(folder, files)
+    # Before the list of them is written anew: who is stopped here finds them stale again.
+    for path in stale:
+        path.unlink()
+    for name, text in files.items():
+        there = folder / name
         if not there.exists() or there.read_text(encoding="utf-8") != text:
             there.parent.mkdir(parents=True, exist_ok=True)
             draft = there.with_name(f".{there.name}.tmp")
@@ -151,28 +154,37 @@ def write(folder: Path, files: Files) -> list[str]:
             if text.startswith("#!"):
                 draft.chmod(0o755)
             draft.replace(there)
-            changed.append(path)
-    for stale in _stale(folder, files):
-        stale.unlink()
-        changed.append(f"{stale.relative_to(folder)} (removed)")
-    return changed
+            changed.append(name)
+    return [*changed, *(f"{path.relative_to(folder)} (removed)" for path in stale)]
 
 
 def _stale(folder: Path, files: Files) -> list[Path]:
-    """Files there that the same command generated, by their header, and doesn't any more. All others stay."""
+    """Files there that the same command generated and doesn't any more: by their header, or by the list and unchanged
+    since. All others stay."""
     kept = {folder / path for path in files}
-    ours = {made for text in files.values() if (made := _header(text.splitlines()[:2])) is not None}
+    ours = {made_by for text in files.values() if (made_by := header_of(text)) is not None}
+    bare = _listed(folder, ours)
     found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path not in kept)
-    return [path for path in found if _header(_first_lines(path)) in ours]
+    return [
+        path
+        for path in found
+        if header_of(_beginning(path)) in ours
+        or ((known := bare.get(path.relative_to(folder).as_posix())) and digest(path.read_bytes()) == known)
+    ]
 
 
-def _header(lines: Iterable[str]) -> str | None:
-    return next((line for line in lines if line.startswith(HEADER)), None)
+def _listed(folder: Path, ours: set[str]) -> Mapping[str, str]:
+    """Digests of what was generated without a header; of another command's none."""
+    path = folder / LIST
+    if not path.is_file() or header_of(_beginning(path)) not in ours:
+        return {}
+    return listed(path.read_text(encoding="utf-8"))
 
 
-def _first_lines(path: Path) -> list[str]:
+def _beginning(path: Path) -> str:
+    """The first two lines; nothing if it is no text."""
     try:
         with path.open(encoding="utf-8") as text:
-            return [text.readline().rstrip("\n") for _ in range(2)]
+            return text.readline() + text.readline()
     except UnicodeDecodeError:
-        return []
+        return ""

@@ -19,9 +19,10 @@ from cotenant.manifests.gke.node_pools import DIGEST_LABEL, node_pools
 from cotenant.manifests.gke.placement import has_gpu
 from cotenant.manifests.gke.queue import Queue, right_lines
 from cotenant.manifests.gke.registry import cleanup_policy
-from cotenant.manifests.kubernetes.cluster import TOKEN_SECRET
+from cotenant.manifests.kubernetes.cluster import TOKEN_KEY, TOKEN_SECRET
 from cotenant.manifests.kubernetes.containers import SECRET
 from cotenant.manifests.kubernetes.door import address_name, certificate_map
+from cotenant.manifests.kubernetes.redis import KEY as REDIS_KEY
 from cotenant.manifests.kubernetes.redis import SECRET as REDIS_SECRET
 from cotenant.manifests.kubernetes.standalone import UPSTREAM_KEY
 from cotenant.manifests.serve import longest_call_s
@@ -52,7 +53,7 @@ SYSTEM_MACHINE, SYSTEM_NODES_MAX = "e2-standard-2", 3
 NODE_IMAGE_GB = 60
 
 #: Parts of the script, in their order.
-_PARTS = ("helpers", "project", "cluster", "nodes", "deleting", "main")
+_PARTS = ("helpers", "project", "secrets", "cluster", "nodes", "deleting", "main")
 _SCRATCH_DAYS = 7
 #: What a pod that is deleted may take besides its longest call: Kubernetes, a clean-up of Redis, and their like.
 _END_S = 1800
@@ -160,9 +161,12 @@ def _secrets(platform: Platform, site: Site) -> Mapping[str, _Value]:
         "SECRET": SECRET,
         "SECRET_KEYS": tuple(dict.fromkeys(key for key in keys if key)),
         "NEEDED_KEY": needed or "",
+        "WEBHOOKS_KEY": platform.jobs.webhooks_env,
         "UPSTREAM_KEY": upstream or "",
         "TOKEN_SECRET": TOKEN_SECRET,
+        "TOKEN_KEY": TOKEN_KEY,
         "REDIS_SECRET": REDIS_SECRET,
+        "REDIS_KEY": REDIS_KEY,
         "OWN_REDIS": site.gke.redis is None,
     }
 

@@ -32,8 +32,9 @@ from cotenant.manifests.pools import node_resources
 from cotenant.manifests.ray_settings import RAY_VERSION
 from cotenant.manifests.site import Image, Site
 
-#: The Secret with Ray's token, under `auth_token`. One of our own: KubeRay's would change with every cluster.
-TOKEN_SECRET = "cotenant-ray-token"  # noqa: S105 - its name
+#: The Secret with Ray's token, and the key that KubeRay looks under. One of our own: KubeRay's would change with every
+#: cluster.
+TOKEN_SECRET, TOKEN_KEY = "cotenant-ray-token", "auth_token"
 #: A node that holds nothing goes after this long; a GPU node holds nothing once its agent has ended (30 s).
 _GPU_IDLE_S, _FRONT_IDLE_S = 120, 600
 #: A pod that doesn't come within this time is given up, and asked for again. A GPU node with its images takes minutes.

@@ -16,8 +16,9 @@ from cotenant.manifests.site import Site
 
 IMAGE = "valkey/valkey:8.1.3-alpine"
 SERVICE = "redis"
-#: The Secret with the password, under `password`.
+#: The Secret with the password, and the key that it is under.
 SECRET = "cotenant-redis"  # noqa: S105 - its name
+KEY = "password"
 _PORT = 6379
 #: The user of the image.
 _USER_ID = 999
@@ -28,7 +29,7 @@ def gcs_fault_tolerance(site: Site) -> Object:
     """`gcsFaultToleranceOptions` of the Ray cluster. What each cluster keeps there is under its own UID."""
     return {
         "redisAddress": site.gke.redis or f"{SERVICE}:{_PORT}",
-        "redisPassword": {"valueFrom": {"secretKeyRef": {"name": SECRET, "key": "password"}}},
+        "redisPassword": {"valueFrom": {"secretKeyRef": {"name": SECRET, "key": KEY}}},
     }
 
 
@@ -43,7 +44,7 @@ def redis(platform: Platform) -> list[Object]:
         "image": site.mirrored(IMAGE),
         "imagePullPolicy": "IfNotPresent",
         "command": ["sh", "-c", 'exec valkey-server --requirepass "$PASSWORD" --appendonly yes --dir /data'],
-        "env": [{"name": "PASSWORD", "valueFrom": {"secretKeyRef": {"name": SECRET, "key": "password"}}}],
+        "env": [{"name": "PASSWORD", "valueFrom": {"secretKeyRef": {"name": SECRET, "key": KEY}}}],
         "ports": [{"name": "redis", "containerPort": _PORT}],
         "resources": {"requests": dict(amount), "limits": dict(amount)},
         "securityContext": {**unprivileged(), "readOnlyRootFilesystem": True},

@@ -98,88 +98,16 @@ do_operator() {
     --repo=https://ray-project.github.io/kuberay-helm/ --namespace="$SYSTEM_NAMESPACE" --create-namespace --wait
 }
 
-random() { head -c 32 /dev/urandom | base64 | tr -d '\n='; }
-
-# value_of NAME: from the environment, else from the file of secrets; empty if from neither.
-value_of() {
-  if [[ -n "${!1:-}" ]]; then
-    printf '%s' "${!1}"
-  elif [[ -n "$SECRETS_FILE" ]]; then
-    sed -n "s/^$1=//p" "$SECRETS_FILE" | head -n 1 | tr -d '\n'
-  fi
-}
-
-# first_key: that of the first entry, `tenant:key` or `key`, of the gateway's keys.
-first_key() {
-  local entry
-  [[ -n "$NEEDED_KEY" ]] || return 0
-  entry="$(value_of "$NEEDED_KEY")"
-  entry="${entry%%,*}"
-  entry="${entry#*:}"
-  printf '%s' "${entry//[[:space:]]/}"
-}
-
-# secret NAME KEY=VALUE...: made by way of standard input, so that no list of processes shows a value.
-secret() {
-  local name=$1 pair
-  shift
-  if $dry; then
-    say "  would run: kubectl create --filename=-   (Secret $name with ${*%%=*})"
-    return
-  fi
-  say "  + kubectl create --filename=-   (Secret $name with ${*%%=*})"
-  {
-    printf 'apiVersion: v1\nkind: Secret\nmetadata: {name: %s, namespace: %s}\ndata:\n' "$name" "$NAMESPACE"
-    for pair in "$@"; do
-      printf '  %s: %s\n' "${pair%%=*}" "$(printf '%s' "${pair#*=}" | base64 | tr -d '\n')"
-    done
-  } | kubectl create --filename=- >/dev/null
-}
-
 do_namespace() {
-  local key value
-  local -a pairs=()
   need kubectl
   if found_in_cluster namespace "$NAMESPACE" --output=name; then
     have "namespace $NAMESPACE"
   else
     run kubectl create namespace "$NAMESPACE"
   fi
-  if found_in_cluster secret "$SECRET" --namespace="$NAMESPACE" --output=name; then
-    have "secret $SECRET"
-  else
-    for key in "${SECRET_KEYS[@]}"; do
-      value="$(value_of "$key")"
-      if [[ -z "$value" && "$key" == "$UPSTREAM_KEY" ]]; then
-        # An ingress outside of Ray asks the gateway as anybody else does: with the first of its keys.
-        value="$(first_key)"
-      fi
-      if [[ -n "$value" ]]; then
-        pairs+=("$key=$value")
-      elif [[ "$key" == "$NEEDED_KEY" ]] && ! $dry; then
-        die "needs $key (tenant:key, comma-separated) in the environment, or SECRETS_FILE with a line $key=…"
-      fi
-    done
-    if ((${#pairs[@]})); then
-      secret "$SECRET" "${pairs[@]}"
-    elif [[ -n "$NEEDED_KEY" ]]; then
-      secret "$SECRET" "$NEEDED_KEY="
-    fi
-  fi
-  if found_in_cluster secret "$TOKEN_SECRET" --namespace="$NAMESPACE" --output=name; then
-    have "secret $TOKEN_SECRET"
-  else
-    secret "$TOKEN_SECRET" "auth_token=$(random)"
-  fi
-  if found_in_cluster secret "$REDIS_SECRET" --namespace="$NAMESPACE" --output=name; then
-    have "secret $REDIS_SECRET"
-  elif $OWN_REDIS; then
-    secret "$REDIS_SECRET" "password=$(random)"
-  else
-    value="$(value_of REDIS_PASSWORD)"
-    [[ -n "$value" ]] || $dry || die "needs REDIS_PASSWORD, that of gke.redis, in the environment or in SECRETS_FILE"
-    secret "$REDIS_SECRET" "password=$value"
-  fi
+  fill "$SECRET" "${SECRET_KEYS[@]}"
+  fill "$TOKEN_SECRET" "$TOKEN_KEY"
+  fill "$REDIS_SECRET" "$REDIS_KEY"
   grant roles/iam.workloadIdentityUser "serviceAccount:$PROJECT.svc.id.goog[$NAMESPACE/$ACCOUNT]" \
     "iam service-accounts" "$EMAIL" --project="$PROJECT"
 }

@@ -57,6 +57,11 @@ may be run again at any time; one that was stopped goes on where it was.
 Variables: PLATFORM_FILE, COTENANT (the command), NETWORK, SUBNETWORK, SUBNET_RANGE, PODS_RANGE, SERVICES_RANGE,
 CHANNEL (of releases), CLUSTER_VERSION, AUTHORIZED_NETWORKS (also open the control plane's address, to these), and for
 the secrets ${SECRET_KEYS[*]} or SECRETS_FILE (lines NAME=value).
+
+Keys that a Secret lacks are added to it; those that it has are kept. To change a value, take it out, add the new one,
+and start anew what reads it:
+  kubectl patch secret $SECRET --namespace=$NAMESPACE --type=json --patch='[{"op": "remove", "path": "/data/NAME"}]'
+  ./setup.sh --only namespace               with the new value in the variable NAME or in SECRETS_FILE
 END
 }
 
