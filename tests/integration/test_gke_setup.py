@@ -296,6 +296,18 @@ def test_a_definition_that_nobody_asks_for_any_more_makes_no_node_pool(cloud: Cl
     assert "container_node-pools_dev-old" not in cloud.there()
 
 
+def test_a_node_pool_that_the_platform_file_names_no_more_is_told_and_goes_with_the_environment(cloud: Cloud) -> None:
+    ran(cloud.run())
+    (cloud.memory / "things" / "container_node-pools_dev-old").write_text("digest 0 4\n")
+    (cloud.memory / "pools").write_text("default-pool\ndev-front\tcotenant\tdev\ndev-old\tcotenant\tdev\n")
+    told = cloud.run("--only", "pools")
+    assert "node pool dev-old is not in the platform file any more" in told.stderr
+    assert "dev-front is not" not in told.stderr
+    assert cloud.changes == []
+    ran(cloud.run("--destroy", "--yes"))
+    assert not any("node-pools" in name for name in cloud.there())
+
+
 @pytest.mark.parametrize("way", ["refuse", "kill"])
 def test_stopped_anywhere_it_goes_on_from_there(cloud: Cloud, way: str) -> None:
     ran(cloud.run())
@@ -555,10 +567,10 @@ def test_deleting_all_leaves_nothing(cloud: Cloud) -> None:
 
 def test_a_cluster_that_others_use_is_not_deleted(cloud: Cloud) -> None:
     ran(cloud.run())
-    (cloud.memory / "pools").write_text("default-pool\nprod-shared\tprod\ndev-front\tdev\n")
+    (cloud.memory / "pools").write_text("default-pool\nprod-shared\tcotenant\tprod\ndev-front\tcotenant\tdev\nx\tother\tdev\n")
     refused = cloud.run("--destroy", "--shared", "--yes")
     assert refused.returncode == 1
-    assert "still has node pools of other environments: prod-shared" in refused.stderr
+    assert "still has node pools of other environments: prod-shared, x." in refused.stderr
     assert "container_clusters_cotenant" in cloud.there()
 
 

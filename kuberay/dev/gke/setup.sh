@@ -772,8 +772,22 @@ delete_pool() {
   run gcloud container node-pools delete "$1" --cluster="$CLUSTER" --location="$REGION" --project="$PROJECT" --quiet
 }
 
+# labelled_pools: node pools in our cluster, each with the platform and environment of its labels, one a line, in `answer`.
+labelled_pools() {
+  look gcloud container node-pools list --cluster="$CLUSTER" --location="$REGION" --project="$PROJECT" \
+    --format='value(name,config.resourceLabels.cotenant_platform,config.resourceLabels.cotenant_environment)'
+}
+
+# forgotten: node pools of this environment that the platform file does not name (any more), one a line.
+forgotten() {
+  local named
+  named="$(printf '%s\n' "${NODE_POOLS[@]%% *}")"
+  labelled_pools || return 0
+  awk -v mine="$PLATFORM $ENVIRONMENT" 'NF == 3 && $2 " " $3 == mine {print $1}' <<<"$answer" | grep -vxF "$named" || true
+}
+
 do_pools() {
-  local line name digest least most policy found
+  local line name digest least most policy found others
   for line in "${NODE_POOLS[@]}"; do
     read -r name digest least most policy <<<"$line"
     if ! pool_answer "$name" 'value(config.resourceLabels.cotenant_definition)'; then
@@ -801,6 +815,11 @@ anew, and its pods wait meanwhile"
       run gcloud container node-pools update "$name" --cluster="$CLUSTER" --location="$REGION" --project="$PROJECT" \
         --enable-autoscaling --total-min-nodes="$least" --total-max-nodes="$most" --location-policy="$policy" --quiet
     fi
+  done
+  others="$(forgotten)"
+  for name in $others; do
+    warn "node pool $name is not in the platform file any more, and goes on and costs: gcloud container node-pools delete \
+$name --cluster=$CLUSTER --location=$REGION --project=$PROJECT"
   done
 }
 
@@ -836,11 +855,10 @@ confirm() {
   [[ "$typed" == "$CLUSTER" ]] || die "that is not $CLUSTER: nothing was deleted"
 }
 
-# Pools of other environments in our cluster, one a line.
+# Pools of other environments, or other platforms, in our cluster, one a line.
 strangers() {
-  look gcloud container node-pools list --cluster="$CLUSTER" --location="$REGION" --project="$PROJECT" \
-    --format='value(name,config.resourceLabels.cotenant_environment)' || return 0
-  awk -v mine="$ENVIRONMENT" 'NF > 1 && $2 != mine {print $1}' <<<"$answer"
+  labelled_pools || return 0
+  awk -v mine="$PLATFORM $ENVIRONMENT" 'NF == 3 && $2 " " $3 != mine {print $1}' <<<"$answer"
 }
 
 # ray_left: what of Ray is in the namespace, one a line, in `answer`.
@@ -872,7 +890,7 @@ them). Then run this again: it goes on here"
 }
 
 destroy_environment() {
-  local name line index
+  local name line index others
   say "environment: what runs in the cluster"
   if connect; then
     end_ray
@@ -885,6 +903,8 @@ destroy_environment() {
       name="${NODE_POOLS[index]%% *}"
       if pool_answer "$name" 'value(name)'; then delete_pool "$name"; else say "  - node pool $name is not there"; fi
     done
+    others="$(forgotten)"
+    for name in $others; do delete_pool "$name"; done
   else
     say "  - cluster $CLUSTER is not there"
   fi

@@ -30,11 +30,10 @@ confirm() {
   [[ "$typed" == "$CLUSTER" ]] || die "that is not $CLUSTER: nothing was deleted"
 }
 
-# Pools of other environments in our cluster, one a line.
+# Pools of other environments, or other platforms, in our cluster, one a line.
 strangers() {
-  look gcloud container node-pools list --cluster="$CLUSTER" --location="$REGION" --project="$PROJECT" \
-    --format='value(name,config.resourceLabels.cotenant_environment)' || return 0
-  awk -v mine="$ENVIRONMENT" 'NF > 1 && $2 != mine {print $1}' <<<"$answer"
+  labelled_pools || return 0
+  awk -v mine="$PLATFORM $ENVIRONMENT" 'NF == 3 && $2 " " $3 != mine {print $1}' <<<"$answer"
 }
 
 # ray_left: what of Ray is in the namespace, one a line, in `answer`.
@@ -66,7 +65,7 @@ them). Then run this again: it goes on here"
 }
 
 destroy_environment() {
-  local name line index
+  local name line index others
   say "environment: what runs in the cluster"
   if connect; then
     end_ray
@@ -79,6 +78,8 @@ destroy_environment() {
       name="${NODE_POOLS[index]%% *}"
       if pool_answer "$name" 'value(name)'; then delete_pool "$name"; else say "  - node pool $name is not there"; fi
     done
+    others="$(forgotten)"
+    for name in $others; do delete_pool "$name"; done
   else
     say "  - cluster $CLUSTER is not there"
   fi

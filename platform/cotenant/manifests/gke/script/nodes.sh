@@ -81,8 +81,22 @@ delete_pool() {
   run gcloud container node-pools delete "$1" --cluster="$CLUSTER" --location="$REGION" --project="$PROJECT" --quiet
 }
 
+# labelled_pools: node pools in our cluster, each with the platform and environment of its labels, one a line, in `answer`.
+labelled_pools() {
+  look gcloud container node-pools list --cluster="$CLUSTER" --location="$REGION" --project="$PROJECT" \
+    --format='value(name,config.resourceLabels.cotenant_platform,config.resourceLabels.cotenant_environment)'
+}
+
+# forgotten: node pools of this environment that the platform file does not name (any more), one a line.
+forgotten() {
+  local named
+  named="$(printf '%s\n' "${NODE_POOLS[@]%% *}")"
+  labelled_pools || return 0
+  awk -v mine="$PLATFORM $ENVIRONMENT" 'NF == 3 && $2 " " $3 == mine {print $1}' <<<"$answer" | grep -vxF "$named" || true
+}
+
 do_pools() {
-  local line name digest least most policy found
+  local line name digest least most policy found others
   for line in "${NODE_POOLS[@]}"; do
     read -r name digest least most policy <<<"$line"
     if ! pool_answer "$name" 'value(config.resourceLabels.cotenant_definition)'; then
@@ -110,5 +124,10 @@ anew, and its pods wait meanwhile"
       run gcloud container node-pools update "$name" --cluster="$CLUSTER" --location="$REGION" --project="$PROJECT" \
         --enable-autoscaling --total-min-nodes="$least" --total-max-nodes="$most" --location-policy="$policy" --quiet
     fi
+  done
+  others="$(forgotten)"
+  for name in $others; do
+    warn "node pool $name is not in the platform file any more, and goes on and costs: gcloud container node-pools delete \
+$name --cluster=$CLUSTER --location=$REGION --project=$PROJECT"
   done
 }
