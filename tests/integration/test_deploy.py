@@ -19,6 +19,8 @@ from cotenant.cli.machine import ray_node
 from cotenant.cli.machine.serve_api import ServeApi
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+#: `scripts/test` builds images beside it.
+WAITS_FOR_RAY = True
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -28,6 +28,8 @@ from cotenant.manifests.rules import requested
 from tests.contracts.several_nodes import Cluster, Node, several_nodes
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+#: `scripts/test` builds images beside it.
+WAITS_FOR_RAY = True
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ("dev", "staging", "prod")

@@ -567,7 +567,8 @@ def test_deleting_all_leaves_nothing(cloud: Cloud) -> None:
 
 def test_a_cluster_that_others_use_is_not_deleted(cloud: Cloud) -> None:
     ran(cloud.run())
-    (cloud.memory / "pools").write_text("default-pool\nprod-shared\tcotenant\tprod\ndev-front\tcotenant\tdev\nx\tother\tdev\n")
+    pools = "default-pool\nprod-shared\tcotenant\tprod\ndev-front\tcotenant\tdev\nx\tother\tdev\n"
+    (cloud.memory / "pools").write_text(pools)
     refused = cloud.run("--destroy", "--shared", "--yes")
     assert refused.returncode == 1
     assert "still has node pools of other environments: prod-shared, x." in refused.stderr

@@ -30,6 +30,8 @@ from tests.contracts.jobs_house import DIRECTORY, chat, render
 from tests.contracts.published_batch import publish_batch
 
 pytestmark = pytest.mark.integration
+#: `scripts/test` builds images beside it.
+WAITS_FOR_RAY = True
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,8 @@ from tests.contracts.metadata_server import MetadataServer, metadata_server
 from tests.contracts.published_batch import publish_batch
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
+#: `scripts/test` builds images beside it.
+WAITS_FOR_RAY = True
 
 #: One renderer that runs only while there is work, and the doors on a pool that is always there.
 PLATFORM = """

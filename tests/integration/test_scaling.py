@@ -26,6 +26,8 @@ from tests.contracts.jobs_house import render
 
 # One loop for all: a Serve handle belongs to the one that it was first used in.
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+#: `scripts/test` builds images beside it.
+WAITS_FOR_RAY = True
 
 PLATFORM = Platform.model_validate(
     {

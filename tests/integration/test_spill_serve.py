@@ -19,6 +19,8 @@ from tests.contracts.upstream_house import upstream
 from tests.integration.test_ingress_serve import apps, wait_for
 
 pytestmark = pytest.mark.integration
+#: `scripts/test` builds images beside it.
+WAITS_FOR_RAY = True
 
 DIRECTORY = Directory((Served("mockups", "mockup", templates=("mug",), deadline_s=30),))
 

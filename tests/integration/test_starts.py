@@ -26,6 +26,8 @@ from cotenant.manifests.serve import serve_config
 from cotenant.telemetry.starts import Start
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+#: `scripts/test` builds images beside it.
+WAITS_FOR_RAY = True
 
 ROOT = Path(__file__).parents[2]
 WORKLOAD = "mockups"
