@@ -244,7 +244,7 @@ class ChaosHouse:
         """Mend everything, wait until all is settled, check, and stop the pumps."""
         await self._mend()
         began = self.clock.now()
-        limit_s = 900 + 30 * (len(self.clients.sent) + sum(len(batch.lines) for batch in self.clients.batches))
+        limit_s = 900 + 90 * (len(self.clients.sent) + sum(len(batch.lines) for batch in self.clients.batches))
         while self._busy:
             assert self.clock.now() - began < limit_s, f"not settled {limit_s} s after all was well: {self._why()}"
             await self.pass_time(2)
