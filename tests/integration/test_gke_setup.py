@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
-import os
-import re
-import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from cotenant.cli.queue_names import queue_names
-from cotenant.config import load_platform
-from cotenant.manifests.gke.setup_script import setup_files
+from tests.contracts.played_cloud import FAKE, Cloud, empty_cloud, ran
 from tests.contracts.tools import tool
 
 pytestmark = [
@@ -29,104 +21,13 @@ pytestmark = [
 ]
 #: `scripts/test` runs it beside another.
 WAITS_MORE_THAN_IT_COMPUTES = True
-
-FAKE = Path(__file__).parent / "fake_cloud" / "fake"
-PLAYED = ("gcloud", "kubectl", "helm", "curl", "git", "go", "sleep", "cotenant")
 #: At which changes it is stopped: each of them, of so many.
 EACH = {"refuse": 17, "kill": 15}
-SECRETS = {"COTENANT_API_KEYS": "acme:very-secret", "COTENANT_WEBHOOK_SECRETS": "acme:whsec_x"}
-#: What makes the writer spill to a server that asks for a key.
-SPILLS = {"writer: {llm:": "writer: {spill: {url: https://w.example.org, key_env: WRITER_KEY}, llm:"}
-FILE = """
-workloads:
-  mockups: {mockup: {}, gpu: {vram_gib: 2}}
-  writer: {llm: {model: gs://acme-weights/qwen3}, gpu: {vram_gib: 12}}
-jobs: {store: gs://acme-results/dev}
-gateway: {host: 0.0.0.0}
-environments:
-  dev:
-    pools:
-      front: {machine: e2-standard-4, nodes: {min: 1, max: MOST}}
-      shared: {accelerator: nvidia-l4, machine: MACHINE, spot: true, nodes: {max: 3}}
-    gke: {project: acme, region: us-central1, domain: api.example.org}
-"""
-
-
-@dataclass(frozen=True)
-class Cloud:
-    """A folder with the script, the platform file, the played commands and their memory."""
-
-    folder: Path
-
-    @property
-    def memory(self) -> Path:
-        return self.folder / "memory"
-
-    def write(self, *, most: int = 2, machine: str = "g2-standard-8", **changes: str) -> None:
-        file = self.folder / "platform.yaml"
-        text = FILE.replace("MOST", str(most)).replace("MACHINE", machine)
-        for old, new in changes.items():
-            text = text.replace(old, new)
-        file.write_text(text)
-        platform = load_platform(file, "dev")
-        queue = queue_names(platform)
-        for name, text in setup_files(platform, queue, file="platform.yaml").items():
-            target = self.folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text)
-        names = [f"topics {name}" for name in queue.topics] + [f"subscriptions {name}" for name in queue.subscriptions]
-        (self.memory / "queue").write_text("".join(f"{name}\n" for name in names))
-        (self.memory / "images").write_text(
-            "".join(f"us-central1-docker.pkg.dev/acme/cotenant/{name}:0.1.0\n" for name in ("doors", "engines"))
-        )
-
-    def run(self, *options: str, typed: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-        settings = {
-            **os.environ,
-            **SECRETS,
-            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
-            "FAKE": str(self.memory),
-            **environment,
-        }
-        for name in ("calls", "changes"):
-            (self.memory / name).write_text("")
-        return subprocess.run(
-            ["bash", "gke/setup.sh", *options], cwd=self.folder, env=settings, input=typed, text=True,
-            capture_output=True, timeout=120, check=False,
-        )  # fmt: skip
-
-    @property
-    def changes(self) -> list[str]:
-        return (self.memory / "changes").read_text().splitlines()
-
-    @property
-    def calls(self) -> list[list[str]]:
-        return [shlex.split(line) for line in (self.memory / "calls").read_text().splitlines()]
-
-    def secret(self, name: str = "cotenant-secrets") -> dict[str, str]:
-        """What a Secret has."""
-        kept = yaml.safe_load((self.memory / "things" / f"secret_{name}").read_text())
-        return {key: base64.b64decode(value).decode() for key, value in kept["data"].items()}
-
-    def there(self) -> set[str]:
-        return {each.name for each in (self.memory / "things").iterdir()}
 
 
 @pytest.fixture
 def cloud(tmp_path: Path) -> Cloud:
-    (tmp_path / "bin").mkdir()
-    for name in PLAYED:
-        (tmp_path / "bin" / name).symlink_to(FAKE)
-    for name in ("things", "policies"):
-        (tmp_path / "memory" / name).mkdir(parents=True)
-    made = Cloud(tmp_path)
-    made.write()
-    return made
-
-
-def ran(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return empty_cloud(tmp_path)
 
 
 def test_a_second_run_changes_nothing(cloud: Cloud) -> None:
@@ -159,135 +60,6 @@ def test_a_dry_run_says_every_command_and_changes_nothing(cloud: Cloud) -> None:
     assert cloud.changes == []
 
 
-def test_no_secret_is_shown_or_given_as_an_argument(cloud: Cloud) -> None:
-    done = cloud.run()
-    said = ran(done) + done.stderr + (cloud.memory / "calls").read_text()
-    for value in (*SECRETS.values(), "token-of-nobody"):
-        assert value not in said
-        assert base64.b64encode(value.encode()).decode() not in said
-    assert cloud.secret() == {**SECRETS, "COTENANT_UPSTREAM_KEY": "very-secret"}
-    token, password = cloud.secret("cotenant-ray-token")["auth_token"], cloud.secret("cotenant-redis")["password"]
-    assert len({token, password}) == 2
-    assert min(len(token), len(password)) > 40
-
-
-def test_secrets_may_come_from_a_file_and_without_any_it_says_which_it_needs(cloud: Cloud) -> None:
-    none = dict.fromkeys(SECRETS, "")
-    refused = cloud.run(**none)
-    assert refused.returncode == 1
-    assert "needs COTENANT_API_KEYS" in refused.stderr
-    assert "stopped in step namespace" in refused.stderr
-    (cloud.folder / "secrets").write_text("COTENANT_API_KEYS=acme:from-file=1\n")
-    ran(cloud.run(SECRETS_FILE=str(cloud.folder / "secrets"), **none))
-    assert cloud.secret()["COTENANT_API_KEYS"] == "acme:from-file=1"
-
-
-def test_a_second_run_adds_the_keys_that_are_new_in_the_platform_file_and_keeps_the_others(cloud: Cloud) -> None:
-    ran(cloud.run())
-    before = cloud.secret()
-    tokens = cloud.secret("cotenant-ray-token"), cloud.secret("cotenant-redis")
-    cloud.write(**SPILLS)
-    done = cloud.run(COTENANT_API_KEYS="acme:another", WRITER_KEY="sk-of=writer", COTENANT_UPSTREAM_KEY="another")
-    said = ran(done) + done.stderr + (cloud.memory / "calls").read_text()
-    assert cloud.changes == ["patch secret cotenant-secrets"]
-    assert cloud.secret() == {**before, "WRITER_KEY": "sk-of=writer"}
-    assert (cloud.secret("cotenant-ray-token"), cloud.secret("cotenant-redis")) == tokens
-    assert "(Secret cotenant-secrets with WRITER_KEY)" in done.stdout
-    assert "pods that run already get it when they are started anew" in done.stdout
-    for value in ("sk-of=writer", *before.values()):
-        assert value not in said
-        assert base64.b64encode(value.encode()).decode() not in said
-    ran(cloud.run())
-    assert cloud.changes == []
-
-
-def test_a_new_key_that_pods_need_and_nobody_gives_is_refused_and_one_that_they_can_do_without_is_told(
-    cloud: Cloud,
-) -> None:
-    ran(cloud.run())
-    before = cloud.secret()
-    cloud.write(**{"gateway: {": "gateway: {keys_env: EDGE_KEYS, "}, **SPILLS)
-    refused = cloud.run()
-    assert refused.returncode == 1
-    assert (
-        "needs EDGE_KEYS (tenant:key, comma-separated) in the environment, or SECRETS_FILE with a line EDGE_KEYS=…"
-        in (refused.stderr)
-    )
-    assert cloud.changes == []
-    done = cloud.run(EDGE_KEYS="acme:edge")
-    ran(done)
-    assert "secret cotenant-secrets is without WRITER_KEY, and so is what reads it" in done.stderr
-    assert "run this again with WRITER_KEY in the environment, or SECRETS_FILE with a line WRITER_KEY=…" in done.stderr
-    assert cloud.secret() == {**before, "EDGE_KEYS": "acme:edge"}
-    (cloud.folder / "secrets").write_text("WRITER_KEY=from-file\n")
-    assert ran(cloud.run("--only", "namespace", SECRETS_FILE=str(cloud.folder / "secrets")))
-    assert cloud.secret() == {**before, "EDGE_KEYS": "acme:edge", "WRITER_KEY": "from-file"}
-
-
-def test_a_dry_run_names_the_keys_that_would_be_added_and_those_that_are_not_given(cloud: Cloud) -> None:
-    ran(cloud.run())
-    cloud.write(**{"gateway: {": "gateway: {keys_env: EDGE_KEYS, "}, **SPILLS)
-    done = cloud.run("--dry-run", WRITER_KEY="sk-of-writer")
-    said = ran(done) + done.stderr + (cloud.memory / "calls").read_text()
-    assert "would run: kubectl patch secret cotenant-secrets" in done.stdout
-    assert "(Secret cotenant-secrets with WRITER_KEY)" in done.stdout
-    assert "needs EDGE_KEYS" in done.stderr
-    assert "sk-of-writer" not in said
-    assert base64.b64encode(b"sk-of-writer").decode() not in said
-    assert cloud.changes == []
-
-
-def test_a_key_that_somebody_else_adds_meanwhile_is_not_overwritten(cloud: Cloud) -> None:
-    ran(cloud.run())
-    cloud.write(**SPILLS)
-    (cloud.memory / "meanwhile").write_text(f'  "WRITER_KEY": "{base64.b64encode(b"theirs").decode()}"\n')
-    refused = cloud.run(WRITER_KEY="ours")
-    assert refused.returncode == 1
-    assert "(Conflict)" in refused.stderr
-    assert "stopped in step namespace" in refused.stderr
-    ran(cloud.run(WRITER_KEY="ours"))
-    assert cloud.changes == []
-    assert cloud.secret()["WRITER_KEY"] == "theirs"
-
-
-def test_a_value_is_changed_by_taking_it_out_first_as_its_help_says(cloud: Cloud) -> None:
-    ran(cloud.run())
-    path = '[{"op": "remove", "path": "/data/NAME"}]'
-    assert f"kubectl patch secret cotenant-secrets --namespace=cotenant-dev --type=json --patch='{path}'" in ran(
-        cloud.run("--help")
-    )
-    kept = cloud.memory / "things" / "secret_cotenant-secrets"
-    kept.write_text(re.sub(r'  "COTENANT_WEBHOOK_SECRETS".*\n', "", kept.read_text()))
-    ran(cloud.run("--only", "namespace", COTENANT_WEBHOOK_SECRETS="acme:new"))
-    assert cloud.secret() == {**SECRETS, "COTENANT_WEBHOOK_SECRETS": "acme:new", "COTENANT_UPSTREAM_KEY": "very-secret"}
-    kept.write_text(re.sub(r'  "COTENANT_WEBHOOK_SECRETS".*\n', "", kept.read_text()))
-    assert "is without COTENANT_WEBHOOK_SECRETS: webhooks are not sent" in ran(cloud.run(COTENANT_WEBHOOK_SECRETS=""))
-
-
-def test_kubectl_reads_names_and_values_of_keys_by_the_scripts_own_templates(cloud: Cloud) -> None:
-    if (kubectl := shutil.which("kubectl")) is None:
-        pytest.skip("needs kubectl, by which a file is read (nothing is sent)")
-    ran(cloud.run())
-    kept = cloud.memory / "things" / "secret_cotenant-secrets"
-    held = kept.read_text().strip("\n")
-    (cloud.folder / "secret.yaml").write_text(held.replace("}", ', resourceVersion: "7"}', 1))
-    kept.write_text(re.sub(r'\n  "COTENANT_UPSTREAM_KEY".*', "", held) + "\n")
-    ran(cloud.run("--only", "namespace"))
-    asked = [flag for call in cloud.calls if call[1:4] == ["get", "secret", "cotenant-secrets"] for flag in call]
-    templates = [flag for flag in asked if flag.startswith("--output=")]
-    assert len(templates) == 2
-    read = [kubectl, "patch", "--local", "--filename=secret.yaml", "--type=merge", "--patch-file=/dev/stdin"]
-    told = [
-        subprocess.run(
-            [*read, template], cwd=cloud.folder, env={**os.environ, "KUBECONFIG": "/dev/null"}, text=True,
-            input='{"metadata": {"labels": {"a": "b"}}}', capture_output=True, timeout=60, check=True,
-        ).stdout
-        for template in templates
-    ]  # fmt: skip
-    assert told[0].split("\n") == ["7", "COTENANT_API_KEYS", "COTENANT_UPSTREAM_KEY", "COTENANT_WEBHOOK_SECRETS"]
-    assert told[1] == SECRETS["COTENANT_API_KEYS"]
-
-
 def test_a_definition_that_nobody_asks_for_any_more_makes_no_node_pool(cloud: Cloud) -> None:
     pools = cloud.folder / "gke" / "node-pools"
     (pools / "dev-old.json").write_text((pools / "dev-front.json").read_text().replace("dev-front", "dev-old"))
@@ -299,10 +71,12 @@ def test_a_definition_that_nobody_asks_for_any_more_makes_no_node_pool(cloud: Cl
 def test_a_node_pool_that_the_platform_file_names_no_more_is_told_and_goes_with_the_environment(cloud: Cloud) -> None:
     ran(cloud.run())
     (cloud.memory / "things" / "container_node-pools_dev-old").write_text("digest 0 4\n")
-    (cloud.memory / "pools").write_text("default-pool\ndev-front\tcotenant\tdev\ndev-old\tcotenant\tdev\n")
+    labelled = [("dev-front", "RUNNING"), ("dev-old", "RUNNING"), ("dev-older", "STOPPING")]
+    rows = "".join(f"{name}\t{status}\tcotenant\tdev\n" for name, status in labelled)
+    (cloud.memory / "pools").write_text("default-pool\tRUNNING\n" + rows)
     told = cloud.run("--only", "pools")
-    assert "node pool dev-old is not in the platform file any more" in told.stderr
-    assert "dev-front is not" not in told.stderr
+    assert "node pool dev-old is of this environment, but not in the platform file" in told.stderr
+    assert "dev-front is" not in told.stderr and "dev-older is" not in told.stderr
     assert cloud.changes == []
     ran(cloud.run("--destroy", "--yes"))
     assert not any("node-pools" in name for name in cloud.there())
@@ -485,18 +259,6 @@ def test_a_channel_without_a_version_that_will_do_is_told_before_a_cluster_is_ma
     assert "container_clusters_cotenant" not in cloud.there()
 
 
-def test_an_ingress_outside_of_ray_asks_with_the_first_key_unless_it_has_its_own(cloud: Cloud) -> None:
-    ran(cloud.run(COTENANT_API_KEYS="acme:k-1:x, other:k-2"))
-    assert cloud.secret()["COTENANT_UPSTREAM_KEY"] == "k-1:x"
-    kept = cloud.memory / "things" / "secret_cotenant-secrets"
-    kept.write_text(re.sub(r'  "COTENANT_UPSTREAM_KEY".*\n', "", kept.read_text()))
-    ran(cloud.run("--only", "namespace", COTENANT_API_KEYS="acme:not-taken"))
-    assert cloud.secret()["COTENANT_UPSTREAM_KEY"] == "k-1:x", "of the keys that the gateway has"
-    kept.unlink()
-    ran(cloud.run("--only", "namespace", COTENANT_UPSTREAM_KEY="own"))
-    assert cloud.secret()["COTENANT_UPSTREAM_KEY"] == "own"
-
-
 def test_ray_ends_before_its_namespace_and_says_how_far_it_is(cloud: Cloud) -> None:
     ran(cloud.run())
     (cloud.memory / "ray").write_text("rayservice.ray.io/cotenant\nraycluster.ray.io/cotenant-a\n")
@@ -567,8 +329,9 @@ def test_deleting_all_leaves_nothing(cloud: Cloud) -> None:
 
 def test_a_cluster_that_others_use_is_not_deleted(cloud: Cloud) -> None:
     ran(cloud.run())
-    pools = "default-pool\nprod-shared\tcotenant\tprod\ndev-front\tcotenant\tdev\nx\tother\tdev\n"
-    (cloud.memory / "pools").write_text(pools)
+    labelled = [("prod-shared", "cotenant\tprod"), ("dev-front", "cotenant\tdev"), ("x", "other\tdev")]
+    rows = "".join(f"{name}\tRUNNING\t{labels}\n" for name, labels in labelled)
+    (cloud.memory / "pools").write_text("default-pool\tRUNNING\n" + rows)
     refused = cloud.run("--destroy", "--shared", "--yes")
     assert refused.returncode == 1
     assert "still has node pools of other environments: prod-shared, x." in refused.stderr

@@ -84,6 +84,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     (folder / "copy" / ".venv").symlink_to((ROOT / ".venv").resolve())
     yield Bench(folder / "copy", folder / "layout", base)
     shutil.rmtree(folder, ignore_errors=True)
+    # Its layers stay where other images have them too.
+    for image in (*IMAGES, CPU):
+        subprocess.run(["buildah", "rmi", Bench.reference(image)], capture_output=True, check=False)
 
 
 @pytest.fixture(scope="module", params=IMAGES)

@@ -114,6 +114,7 @@ Keys that a Secret lacks are added to it; those that it has are kept. To change 
 and start anew what reads it:
   kubectl patch secret $SECRET --namespace=$NAMESPACE --type=json --patch='[{"op": "remove", "path": "/data/NAME"}]'
   ./setup.sh --only namespace               with the new value in the variable NAME or in SECRETS_FILE
+The password of a Redis of your own (gke.redis) is /data/$REDIS_KEY of the Secret $REDIS_SECRET, from REDIS_PASSWORD.
 END
 }
 
@@ -412,10 +413,13 @@ random() { head -c 32 /dev/urandom | base64 | tr -d '\n='; }
 
 # value_of NAME: from the environment, else from the file of secrets; empty if from neither.
 value_of() {
+  local value
   if [[ -n "${!1:-}" ]]; then
     printf '%s' "${!1}"
   elif [[ -n "$SECRETS_FILE" ]]; then
-    sed -n "s/^$1=//p" "$SECRETS_FILE" | head -n 1 | tr -d '\n'
+    value="$(sed -n "s/^$1=//p" "$SECRETS_FILE" | head -n 1 | tr -d '\r\n')"
+    [[ "$value" != [\"\']* ]] || die "$1 in $SECRETS_FILE begins with a quote, which would be part of the value: take it out"
+    printf '%s' "$value"
   fi
 }
 
@@ -429,10 +433,11 @@ among() {
   return 1
 }
 
-# keys_of SECRET: its version, then the names of its keys, a line each, in `answer`; false if there is no such Secret.
+# keys_of SECRET: its version, then the names of its keys, a line each, in `answer`; false if there is no such Secret. A key
+# without a value counts as none.
 keys_of() {
   found_in_cluster secret "$1" --namespace="$NAMESPACE" \
-    --output="go-template={{.metadata.resourceVersion}}{{range \$key, \$value := .data}}{{\"\\n\"}}{{\$key}}{{end}}"
+    --output="go-template={{.metadata.resourceVersion}}{{range \$key, \$value := .data}}{{if \$value}}{{\"\\n\"}}{{\$key}}{{end}}{{end}}"
 }
 
 # first_key THERE...: that of the first entry, `tenant:key` or `key`, of the gateway's keys. If the Secret has them, the
@@ -445,25 +450,35 @@ first_key() {
       --output="go-template={{index .data \"$NEEDED_KEY\" | base64decode}}" || return 0
     entry=$answer
   else
-    entry="$(value_of "$NEEDED_KEY")"
+    entry="$(value_of "$NEEDED_KEY")" || return 1
   fi
   entry="${entry%%,*}"
   entry="${entry#*:}"
   printf '%s' "${entry//[[:space:]]/}"
 }
 
-# new_value SECRET KEY THERE...: for a key that the Secret lacks; empty if none is given. THERE is what it has.
+# given SECRET KEY: the value that is given for a key; empty if none is.
+given() {
+  case "$1/$2" in
+    "$TOKEN_SECRET/$TOKEN_KEY") ;;
+    "$REDIS_SECRET/$REDIS_KEY") $OWN_REDIS || value_of REDIS_PASSWORD ;;
+    *) value_of "$2" ;;
+  esac
+}
+
+# new_value SECRET KEY THERE...: for a key that the Secret lacks; empty if there is none. THERE is what it has.
 new_value() {
   local value
+  value="$(given "$1" "$2")" || return 1
+  if [[ -n "$value" ]]; then
+    printf '%s' "$value"
+    return
+  fi
   case "$1/$2" in
     "$TOKEN_SECRET/$TOKEN_KEY") random ;;
-    "$REDIS_SECRET/$REDIS_KEY") if $OWN_REDIS; then random; else value_of REDIS_PASSWORD; fi ;;
-    "$SECRET/$UPSTREAM_KEY")
-      # An ingress outside of Ray asks the gateway as anybody else does: with the first of its keys.
-      value="$(value_of "$2")"
-      if [[ -n "$value" ]]; then printf '%s' "$value"; else first_key "${@:3}"; fi
-      ;;
-    *) value_of "$2" ;;
+    "$REDIS_SECRET/$REDIS_KEY") if $OWN_REDIS; then random; fi ;;
+    # An ingress outside of Ray asks the gateway as anybody else does: with the first of its keys.
+    "$SECRET/$UPSTREAM_KEY") first_key "${@:3}" ;;
   esac
 }
 
@@ -513,17 +528,22 @@ send() {
 # fill SECRET KEY...: it has these keys. What it has stays as it is, and a key that nobody asks for too.
 fill() {
   local name=$1 version="" key value
-  local -a there=() pairs=()
+  local -a there=() pairs=() kept=()
   shift
   if keys_of "$name"; then
     { read -r version && mapfile -t there; } <<<"$answer"
     have "secret $name"
   fi
   for key in "$@"; do
-    if among "$key" "${there[@]}"; then continue; fi
+    if among "$key" "${there[@]}"; then
+      value="$(given "$name" "$key")" || exit 1
+      [[ -z "$value" ]] || kept+=("$key")
+      continue
+    fi
     value="$(new_value "$name" "$key" "${there[@]}")" || exit 1
     if [[ -n "$value" ]]; then pairs+=("$key=$value"); else not_given "$name" "$key"; fi
   done
+  ((${#kept[@]} == 0)) || say "  = its ${kept[*]} stays as it is, whatever is given; --help says how to change it"
   ((${#pairs[@]})) || return 0
   send "$name" "$version" "${pairs[@]}"
   if [[ -n "$version" ]] && ! $dry; then say "  pods that run already get it when they are started anew"; fi
@@ -772,18 +792,20 @@ delete_pool() {
   run gcloud container node-pools delete "$1" --cluster="$CLUSTER" --location="$REGION" --project="$PROJECT" --quiet
 }
 
-# labelled_pools: node pools in our cluster, each with the platform and environment of its labels, one a line, in `answer`.
+# labelled_pools: node pools in our cluster, each with its status and the platform and environment of its labels, one a
+# line, in `answer`.
 labelled_pools() {
   look gcloud container node-pools list --cluster="$CLUSTER" --location="$REGION" --project="$PROJECT" \
-    --format='value(name,config.resourceLabels.cotenant_platform,config.resourceLabels.cotenant_environment)'
+    --format='value(name,status,config.resourceLabels.cotenant_platform,config.resourceLabels.cotenant_environment)'
 }
 
-# forgotten: node pools of this environment that the platform file does not name (any more), one a line.
+# forgotten: node pools of this environment that are not among ours (any more) and not being deleted, one a line.
 forgotten() {
   local named
   named="$(printf '%s\n' "${NODE_POOLS[@]%% *}")"
   labelled_pools || return 0
-  awk -v mine="$PLATFORM $ENVIRONMENT" 'NF == 3 && $2 " " $3 == mine {print $1}' <<<"$answer" | grep -vxF "$named" || true
+  awk -v mine="$PLATFORM $ENVIRONMENT" 'NF == 4 && $2 != "STOPPING" && $3 " " $4 == mine {print $1}' <<<"$answer" |
+    grep -vxF "$named" || true
 }
 
 do_pools() {
@@ -818,8 +840,9 @@ anew, and its pods wait meanwhile"
   done
   others="$(forgotten)"
   for name in $others; do
-    warn "node pool $name is not in the platform file any more, and goes on and costs: gcloud container node-pools delete \
-$name --cluster=$CLUSTER --location=$REGION --project=$PROJECT"
+    warn "node pool $name is of this environment, but not in the platform file from which this script was written. It \
+stays, with what runs on it. Once \`cotenant deploy\` has moved that and is healthy, delete it: gcloud container node-pools \
+delete $name --cluster=$CLUSTER --location=$REGION --project=$PROJECT"
   done
 }
 
@@ -858,7 +881,7 @@ confirm() {
 # Pools of other environments, or other platforms, in our cluster, one a line.
 strangers() {
   labelled_pools || return 0
-  awk -v mine="$PLATFORM $ENVIRONMENT" 'NF == 3 && $2 " " $3 != mine {print $1}' <<<"$answer"
+  awk -v mine="$PLATFORM $ENVIRONMENT" 'NF == 4 && $3 " " $4 != mine {print $1}' <<<"$answer"
 }
 
 # ray_left: what of Ray is in the namespace, one a line, in `answer`.
@@ -1064,6 +1087,7 @@ main() {
   done
   if ($shared || $delete_data) && ! $destroy; then die "--shared and --delete-data go with --destroy"; fi
   if $destroy && { [[ -n "$only" ]] || $replace; }; then die "--destroy goes without --only and --replace"; fi
+  $destroy || [[ -z "$SECRETS_FILE" || -r "$SECRETS_FILE" ]] || die "SECRETS_FILE=$SECRETS_FILE can't be read"
   need gcloud curl
   # gcloud must not stop to ask.
   export CLOUDSDK_CORE_DISABLE_PROMPTS=1

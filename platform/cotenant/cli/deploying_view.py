@@ -50,6 +50,8 @@ def show_proposal(proposal: Proposal, console: Console) -> None:
     same = sum(step.action == "same" for step in proposal.steps)
     if proposal.size:
         console.print(f"{proposal.size} changes, {same} unchanged")
+    elif proposal.notes:
+        console.print(f"nothing to apply, {same} unchanged")
     else:
         console.print(f"nothing to change: all {same} objects are as they should be")
 

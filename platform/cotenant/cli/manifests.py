@@ -72,6 +72,9 @@ def manifests(
         click.echo(f"{sum(map(len, folders.values()))} files in {', '.join(map(str, folders))} are up to date")
         return
     for folder, files in folders.items():
+        for left in disowned(folder, files):
+            note = f"{left} was generated, was changed since, and stays; delete it if nobody needs it"
+            click.secho(note, fg="yellow", err=True)
         changed = write(folder, files)
         click.echo(f"{folder}: {len(files)} files, {len(changed)} changed")
         for path in changed:
@@ -131,7 +134,7 @@ def differing(folder: Path, files: Files) -> list[str]:
         there = folder / path
         if not there.exists():
             found.append(f"{there} is missing")
-        elif (have := there.read_text(encoding="utf-8")) != text:
+        elif (have := there.read_text(encoding="utf-8", errors="replace")) != text:
             lines = list(
                 difflib.unified_diff(have.splitlines(), text.splitlines(), "there", "rendered", lineterm="", n=1)
             )
@@ -147,7 +150,7 @@ def write(folder: Path, files: Files) -> list[str]:
         path.unlink()
     for name, text in files.items():
         there = folder / name
-        if not there.exists() or there.read_text(encoding="utf-8") != text:
+        if not there.exists() or there.read_bytes() != text.encode():
             there.parent.mkdir(parents=True, exist_ok=True)
             draft = there.with_name(f".{there.name}.tmp")
             draft.write_text(text, encoding="utf-8")
@@ -158,19 +161,29 @@ def write(folder: Path, files: Files) -> list[str]:
     return [*changed, *(f"{path.relative_to(folder)} (removed)" for path in stale)]
 
 
+def disowned(folder: Path, files: Files) -> list[Path]:
+    """Files there that the list names, that are not rendered any more, and that somebody has changed since."""
+    return [path for path, as_generated in _left(folder, files) if not as_generated]
+
+
 def _stale(folder: Path, files: Files) -> list[Path]:
     """Files there that the same command generated and doesn't any more: by their header, or by the list and unchanged
     since. All others stay."""
-    kept = {folder / path for path in files}
+    return [path for path, as_generated in _left(folder, files) if as_generated]
+
+
+def _left(folder: Path, files: Files) -> Iterator[tuple[Path, bool]]:
+    """Files of an earlier run that are not rendered any more, and whether each is still known to be generated."""
     ours = {made_by for text in files.values() if (made_by := header_of(text)) is not None}
     bare = _listed(folder, ours)
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path not in kept)
-    return [
-        path
-        for path in found
-        if header_of(_beginning(path)) in ours
-        or ((known := bare.get(path.relative_to(folder).as_posix())) and digest(path.read_bytes()) == known)
-    ]
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name in files or not path.is_file():
+            continue
+        if header_of(_beginning(path)) in ours:
+            yield path, True
+        elif name in bare:
+            yield path, digest(path.read_bytes()) == bare[name]
 
 
 def _listed(folder: Path, ours: set[str]) -> Mapping[str, str]:
@@ -178,7 +191,7 @@ def _listed(folder: Path, ours: set[str]) -> Mapping[str, str]:
     path = folder / LIST
     if not path.is_file() or header_of(_beginning(path)) not in ours:
         return {}
-    return listed(path.read_text(encoding="utf-8"))
+    return listed(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def _beginning(path: Path) -> str:

@@ -47,11 +47,14 @@ def ahead(cluster: Cluster, live: Mapping[str, Any], after: Mapping[str, Any]) -
 
 
 def pass_on(cluster: Cluster, proposed: tuple[Shift, ...], service: Mapping[str, Any]) -> Alignment:
-    """What was proposed, now that `service` is applied. Nothing, if KubeRay has turned to another one since."""
-    name = read(service).coming
-    if not any(each.cluster == name for each in proposed):
+    """What was proposed, now that `service` is applied. A note alone, if KubeRay has turned to another one since."""
+    if not proposed:
         return Alignment()
-    return align(cluster, name, service)
+    name = read(service).coming
+    if any(each.cluster == name for each in proposed):
+        return align(cluster, name, service)
+    why = "KubeRay has turned to another since, whose bounds are looked at by the next deploy"
+    return Alignment(notes=(_left(proposed[0].cluster, proposed, why),))
 
 
 def settle(cluster: Cluster, service: Mapping[str, Any]) -> Alignment:

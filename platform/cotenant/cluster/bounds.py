@@ -7,8 +7,7 @@ take them at once. In Ray 2.60 it reads the RayCluster object anew before each r
 `reset` of `ray.autoscaler._private.autoscaler`, both through `AutoscalingConfigProducer` of
 `ray.autoscaler._private.kuberay.autoscaling_config`. So it is enough to write them there.
 
-Always true: `replicas` is not written. It is the autoscaler's, and KubeRay keeps the pods between the bounds whatever
-it says.
+Always true: `replicas` is not written. It is the autoscaler's.
 """
 
 from __future__ import annotations

@@ -64,9 +64,9 @@ def refused(code: int, body: bytes, what: str, namespace: str | None = None) -> 
 def does_not_apply(code: int, body: bytes) -> bool:
     """Whether that is the answer to a JSON patch that tests for something else than there is.
 
-    An object that would be wrong after it has the same code; it names the fields.
+    An object that would be wrong after it, or that a policy refuses, has the same code; that names causes.
     """
-    return code == 422 and not _causes(_status(body))
+    return code == 422 and not (_status(body).get("details") or {}).get("causes")
 
 
 def kind_missing(kind: Kind) -> KindMissing:

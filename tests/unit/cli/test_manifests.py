@@ -100,6 +100,32 @@ def test_a_renamed_pools_old_node_pool_is_named_and_then_removed(run: Run, tmp_p
     assert run("--check").exit_code == 0
 
 
+def test_a_listed_file_that_somebody_changed_is_told_once_when_it_is_not_rendered_any_more(
+    run: Run, tmp_path: Path
+) -> None:
+    run()
+    platform, old = tmp_path / "platform.yaml", tmp_path / "kuberay/live/gke/node-pools/live-shared.json"
+    old.write_text(old.read_text() + "\n")
+    platform.write_text(
+        platform.read_text().replace("shared: {accelerator: nvidia-l4", "burst: {accelerator: nvidia-l4")
+    )
+    told = f"{old} was generated, was changed since, and stays"
+    assert told in run().stderr
+    assert told not in run().stderr
+    assert old.exists()
+
+
+def test_a_list_that_is_no_text_is_written_anew(run: Run, tmp_path: Path) -> None:
+    run()
+    with (tmp_path / "kuberay/live" / LIST).open("ab") as file:
+        file.write(b"\xff\xfe")
+    checked = run("--check")
+    assert checked.exit_code == 1
+    assert f"{LIST} differs" in checked.stderr
+    run()
+    assert run("--check").exit_code == 0
+
+
 def test_what_needs_no_lifecycle_any_more_has_its_file_removed(run: Run, tmp_path: Path) -> None:
     run()
     platform, lifecycle = tmp_path / "platform.yaml", tmp_path / "kuberay/live/gke/scratch-lifecycle.json"

@@ -12,7 +12,7 @@ from cotenant.cluster.json_patch import Operation
 from cotenant.cluster.memory import InMemoryCluster
 from cotenant.cluster.objects import RAY_CLUSTER, RAY_SERVICE, Object, Ref, Target, version_of
 from cotenant.cluster.refusals import may_not
-from cotenant.cluster.rollout import Proposal, carry_out, propose
+from cotenant.cluster.rollout import Proposal, carry_out, find_service, propose
 from cotenant.errors import ClusterBusy
 from tests.contracts.cluster import ray_cluster, ray_service, worker_group
 from tests.contracts.ray_statuses import ACTIVE, PENDING, applications, status
@@ -77,6 +77,19 @@ def test_a_change_of_bounds_is_proposed_and_passed_on(cluster: InMemoryCluster) 
     assert bounds(cluster) == {"front": (1, 0, 1), "shared": (2, 0, 8)}
     cluster.set_status(SERVICE, status(2, active=RUNNING))
     assert proposed(cluster, 8).size == 0
+
+
+def test_what_was_proposed_for_one_that_kuberay_has_turned_from_is_told(cluster: InMemoryCluster) -> None:
+    runs(cluster, 2)
+    proposal = proposed(cluster, 8)
+    applied(cluster, proposal)
+    cluster.set_status(SERVICE, status(2, active=RUNNING, pending=applications(writer="DEPLOYING")))
+    now = find_service(cluster, TARGET)
+    assert now is not None
+    done = pass_on(cluster, proposal.bounds, now)
+    assert done.shifts == ()
+    assert f"RayCluster {ACTIVE} stays otherwise than applied, group shared has max 2, not 8" in done.notes[0]
+    assert bounds(cluster)["shared"] == (2, 0, 2)
 
 
 def test_before_the_first_ray_cluster_there_is_nothing_to_pass_on(cluster: InMemoryCluster) -> None:

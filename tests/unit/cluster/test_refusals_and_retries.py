@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cotenant.cluster.objects import Kind
-from cotenant.cluster.refusals import kind_missing, refused
+from cotenant.cluster.refusals import does_not_apply, kind_missing, refused
 from cotenant.cluster.retries import Patience, retry_after_s
 from cotenant.errors import (
     Changed,
@@ -85,6 +85,22 @@ def test_a_conflict_names_each_manager_and_its_fields() -> None:
     assert isinstance(error, FieldsOwned)
     assert error.owners == {"helm": [".spec.a", ".spec.c"], "kubectl": [".spec.b"]}
     assert "helm owns .spec.a, .spec.c" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "changed"),
+    [
+        pytest.param(422, {}, True, id="a test that does not hold"),
+        pytest.param(422, {"causes": [{"field": "spec.a", "message": "must be 1"}]}, False, id="a wrong field"),
+        pytest.param(422, {"causes": [{"message": "at the most 4 GPUs"}]}, False, id="a policy"),
+        pytest.param(400, {}, False, id="no patch at all"),
+    ],
+)
+def test_a_patch_for_another_object_is_told_from_one_that_is_refused(
+    code: int, details: dict[str, Any], changed: bool
+) -> None:
+    body = json.dumps({"kind": "Status", "message": "policy says no", "details": details}).encode()
+    assert does_not_apply(code, body) is changed
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ confirm() {
 # Pools of other environments, or other platforms, in our cluster, one a line.
 strangers() {
   labelled_pools || return 0
-  awk -v mine="$PLATFORM $ENVIRONMENT" 'NF == 3 && $2 " " $3 != mine {print $1}' <<<"$answer"
+  awk -v mine="$PLATFORM $ENVIRONMENT" 'NF == 4 && $3 " " $4 != mine {print $1}' <<<"$answer"
 }
 
 # ray_left: what of Ray is in the namespace, one a line, in `answer`.

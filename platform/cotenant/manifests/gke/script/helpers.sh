@@ -62,6 +62,7 @@ Keys that a Secret lacks are added to it; those that it has are kept. To change 
 and start anew what reads it:
   kubectl patch secret $SECRET --namespace=$NAMESPACE --type=json --patch='[{"op": "remove", "path": "/data/NAME"}]'
   ./setup.sh --only namespace               with the new value in the variable NAME or in SECRETS_FILE
+The password of a Redis of your own (gke.redis) is /data/$REDIS_KEY of the Secret $REDIS_SECRET, from REDIS_PASSWORD.
 END
 }
 

@@ -58,6 +58,7 @@ main() {
   done
   if ($shared || $delete_data) && ! $destroy; then die "--shared and --delete-data go with --destroy"; fi
   if $destroy && { [[ -n "$only" ]] || $replace; }; then die "--destroy goes without --only and --replace"; fi
+  $destroy || [[ -z "$SECRETS_FILE" || -r "$SECRETS_FILE" ]] || die "SECRETS_FILE=$SECRETS_FILE can't be read"
   need gcloud curl
   # gcloud must not stop to ask.
   export CLOUDSDK_CORE_DISABLE_PROMPTS=1

@@ -81,18 +81,20 @@ delete_pool() {
   run gcloud container node-pools delete "$1" --cluster="$CLUSTER" --location="$REGION" --project="$PROJECT" --quiet
 }
 
-# labelled_pools: node pools in our cluster, each with the platform and environment of its labels, one a line, in `answer`.
+# labelled_pools: node pools in our cluster, each with its status and the platform and environment of its labels, one a
+# line, in `answer`.
 labelled_pools() {
   look gcloud container node-pools list --cluster="$CLUSTER" --location="$REGION" --project="$PROJECT" \
-    --format='value(name,config.resourceLabels.cotenant_platform,config.resourceLabels.cotenant_environment)'
+    --format='value(name,status,config.resourceLabels.cotenant_platform,config.resourceLabels.cotenant_environment)'
 }
 
-# forgotten: node pools of this environment that the platform file does not name (any more), one a line.
+# forgotten: node pools of this environment that are not among ours (any more) and not being deleted, one a line.
 forgotten() {
   local named
   named="$(printf '%s\n' "${NODE_POOLS[@]%% *}")"
   labelled_pools || return 0
-  awk -v mine="$PLATFORM $ENVIRONMENT" 'NF == 3 && $2 " " $3 == mine {print $1}' <<<"$answer" | grep -vxF "$named" || true
+  awk -v mine="$PLATFORM $ENVIRONMENT" 'NF == 4 && $2 != "STOPPING" && $3 " " $4 == mine {print $1}' <<<"$answer" |
+    grep -vxF "$named" || true
 }
 
 do_pools() {
@@ -127,7 +129,8 @@ anew, and its pods wait meanwhile"
   done
   others="$(forgotten)"
   for name in $others; do
-    warn "node pool $name is not in the platform file any more, and goes on and costs: gcloud container node-pools delete \
-$name --cluster=$CLUSTER --location=$REGION --project=$PROJECT"
+    warn "node pool $name is of this environment, but not in the platform file from which this script was written. It \
+stays, with what runs on it. Once \`cotenant deploy\` has moved that and is healthy, delete it: gcloud container node-pools \
+delete $name --cluster=$CLUSTER --location=$REGION --project=$PROJECT"
   done
 }
