@@ -126,9 +126,14 @@ async def test_jobs_go_through_the_ingress_and_survive_its_workload(serve: Any, 
     assert (collected.written, collected.failed, collected.missing) == (21, 0, ())
     assert Path(marker).exists()
 
-    stats = await asyncio.to_thread(lambda: ingress.stats.remote().result(timeout_s=30))
-    assert stats["settled"]["done"] == 21
-    assert stats["settled"]["replica_died"] >= 1
+    # A result is there before its message is acknowledged and counted.
+    def settled() -> Any:
+        counts = ingress.stats.remote().result(timeout_s=30)["settled"]
+        return counts if counts.get("done", 0) >= 21 else None
+
+    counts = await asyncio.to_thread(wait_for, settled)
+    assert counts["done"] == 21
+    assert counts["replica_died"] >= 1
 
     # Another workload list: in place, the same process goes on.
     def slots(count: int) -> Any:
